@@ -75,14 +75,9 @@ class PyAVSource:
         Raises:
             FoveateError: a frame cannot be decoded.
         """
-        with self._opened() as (container, stream), self._opened() as (keyframes, keyframe_stream):
-            size: tuple[int, int] | None = None
-            found: Iterator[Any]
-            if times is None:
-                found = self._decoded(container, stream)
-            else:
-                found = self._at(times, container, stream, keyframes, keyframe_stream)
-            for frame in found:
+        size: tuple[int, int] | None = None
+        with self._opened() as (container, stream):
+            for frame in self._decoded(container, stream) if times is None else self._at(times, container, stream):
                 if size is None:
                     scale = 1.0 if max_side is None else min(1.0, max_side / max(frame.width, frame.height))
                     size = max(1, round(frame.width * scale)), max(1, round(frame.height * scale))
@@ -170,17 +165,23 @@ class PyAVSource:
                 raise FoveateError(f"frames of {self.name} have no times; convert it to MP4 first.")
             yield frame
 
-    def _at(
+    def _at(self, times: Iterable[float], container: Any, stream: Any) -> Iterator[Any]:
+        """Decode the frames that are shown at these times, each once.
+
+        A second reader of the file looks where the last keyframe before a time is, which costs no decoding.
+        """
+        with self._opened() as (keyframes, keyframe_stream):
+            yield from self._reached(times, container, stream, keyframes, keyframe_stream)
+
+    def _reached(
         self, times: Iterable[float], container: Any, stream: Any, keyframes: Any, keyframe_stream: Any
     ) -> Iterator[Any]:
-        """Decode the frames that are shown at these times, each once."""
         tick = float(stream.time_base)
         decoded = self._decoded(container, stream)
         frame, following, given = None, next(decoded, None), None
         for seconds in times:
             target = self._first + seconds + tick / 2  # times of containers are rounded to ticks
             if following is not None and following.time <= target:
-                # Another reader of the file looks where the last keyframe before this time is, which costs no decoding.
                 keyframe = self._keyframe_before(target, keyframes, keyframe_stream)
                 if keyframe is not None and keyframe > following.time:
                     container.seek(int(keyframe / tick), stream=stream)

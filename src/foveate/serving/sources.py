@@ -24,8 +24,8 @@ from foveate.images import data_of, open_image
 from foveate.serving.limits import Limits, Share
 
 _PORTS = {"http": 80, "https": 443}
-#: Images and videos that are decoded at once; more would only take memory.
-_AT_ONCE = 4
+#: Images and clips that are decoded at once; more would only take memory.
+_AT_ONCE, _CLIPS_AT_ONCE = 4, 2
 
 
 class Sources:
@@ -50,6 +50,7 @@ class Sources:
         self.hosts = frozenset(host.lower() for host in hosts)
         self.limits = limits
         self._decoding = asyncio.Semaphore(_AT_ONCE)
+        self._decoding_clips = asyncio.Semaphore(_CLIPS_AT_ONCE)  # which takes seconds, and images do not wait for it
 
     async def open(self, url: str, share: Share) -> Image.Image:
         """Open the image at an address, upright and in RGB.
@@ -75,7 +76,7 @@ class Sources:
 
         Args:
             url: As a request names it.
-            share: Counts the memory that the file, while it is read, and the frames take.
+            share: Counts the memory that the file and the frames take.
             sampler: Step of a plan that chooses frames; None: frames at even times.
             question: What is asked.
 
@@ -86,7 +87,7 @@ class Sources:
         source = await self._source(url, "video", self.limits.clip_bytes)
         if isinstance(source, bytes):
             share.take(len(source))
-        async with self._decoding:
+        async with self._decoding_clips:
             clip = await asyncio.to_thread(
                 open_clip,
                 source,

@@ -42,7 +42,8 @@ class QueryFrames(FrameSampler):
     before its layers mix them. Where its encoder is the vision tower of a contrastive model (CLIP, SigLIP), name that.
 
     Args:
-        encoder: Folder or Hub id, which must be given, of a model with image and text features in one space, such as CLIP or SigLIP.
+        encoder: Folder or Hub id of a model with image and text features in one space, such as CLIP or SigLIP; there is
+            no default.
         rate: Candidates per second.
         strategy: "adaptive" or "top".
         threshold: By how much the mean of the best scores is above the mean of a part that is not halved.
