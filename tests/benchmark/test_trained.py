@@ -258,6 +258,7 @@ def test_trainings_run_one_after_another_and_continue(small, tmp_path, capsys):
     page = Path(made["page"]).read_text()
     assert "Trained connectors" in page and "average at 4 tokens" in page and "no row yet" in page
     assert made["rows"]["trained"] == 3 and len(made["plots"]) == 3
+    assert "3 rows of 2 trained systems. Every number" in page and "0 plans" not in page and "<select" not in page
 
 
 def test_encoders_train_from_random_weights_and_give_rows(small, monkeypatch, tmp_path):

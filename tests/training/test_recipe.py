@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from foveate import FoveateError
-from foveate.training.recipe import Schedule
+from foveate.training.recipe import NewModel, Schedule
 from foveate.training.recipe_file import parse_recipe, read_recipe
 from tests.training.small_training import recipe, small_stage
 
@@ -158,6 +158,29 @@ def test_numbers_are_finite(tmp_path, number):
     path.write_text((SHIPPED / "tiny.yaml").read_text(encoding="utf-8") + f"\nsave_minutes: {number}\n")
     with pytest.raises(FoveateError, match="save_minutes: expected a number"):
         read_recipe(path)
+
+
+def test_folders_of_models_are_relative_to_the_recipe(tmp_path, monkeypatch):
+    folder, elsewhere = tmp_path / "recipes", tmp_path / "elsewhere"
+    for path in (folder / "tower", elsewhere / "other"):
+        path.mkdir(parents=True)
+    monkeypatch.chdir(elsewhere)
+
+    def read(**names: str) -> NewModel:
+        content = recipe(Path("out"), small_stage([{"easy_vqa": True}]))
+        content["model"]["new"] |= names
+        (folder / "a.yaml").write_text(yaml.safe_dump(content))
+        new = read_recipe(folder / "a.yaml").model.new
+        assert new is not None
+        return new
+
+    new = read(vision_tower="tower", language_model="../elsewhere/other")
+    assert Path(new.vision_tower or "") == folder / "tower"
+    assert Path(new.language_model or "").resolve() == elsewhere / "other"
+    assert read(language_model="embedded", tokenizer="bytes").language_model == "embedded"
+    assert read(vision_tower="openai/clip-vit-base-patch32").vision_tower == "openai/clip-vit-base-patch32"
+    with pytest.raises(FoveateError, match=r"a.yaml: model.new.vision_tower: 'other' is in the current folder, and "):
+        read(vision_tower="other")
 
 
 def test_data_paths_are_relative_to_the_recipe(tmp_path):

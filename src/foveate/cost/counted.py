@@ -114,9 +114,42 @@ class _NoAttention(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+#: Functions of which every output value costs nothing in the counter of torch, and has the shape of their first input.
+_SAME_SHAPE = {
+    F.layer_norm,
+    F.gelu,
+    F.silu,
+    F.relu,
+    F.softmax,
+    torch.softmax,
+    Tensor.softmax,
+    F.batch_norm,
+    Tensor.float,
+}
+#: The same, with the shape to which their inputs broadcast.
+_BROADCAST = {
+    Tensor.add, Tensor.__add__, Tensor.__radd__, torch.add, Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.mul,
+    Tensor.sub, Tensor.__sub__, Tensor.__rsub__, Tensor.__truediv__, Tensor.div,
+}  # fmt: skip
+
+
+class _ShapesAlone(TorchFunctionMode):
+    """Functions that cost nothing return tensors of their shape at once: torch would look for kernels in Python."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _SAME_SHAPE:
+            return args[0].new_empty(args[0].shape)
+        if func in _BROADCAST:
+            tensors = [value for value in args if isinstance(value, Tensor)]
+            return tensors[0].new_empty(torch.broadcast_shapes(*(tensor.shape for tensor in tensors)))
+        if func is F.linear:  # a bias costs nothing
+            return func(args[0], args[1])
+        return func(*args, **(kwargs or {}))
+
+
 def count(run: Callable[[], object], attention: bool = True) -> int:
     """FLOPs of a run without data; of `scaled_dot_product_attention` none on request."""
-    with torch.no_grad(), nullcontext() if attention else _NoAttention():
+    with torch.no_grad(), _ShapesAlone(), nullcontext() if attention else _NoAttention():
         return flops.count(run)
 
 

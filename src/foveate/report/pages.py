@@ -89,18 +89,21 @@ class Report:
         sections = [section for section in sections if section[2]]
         plans = {row["plan"] for row in (*results.accuracy, *results.speed, *results.joint)} - {FULL_MODEL}
         models = results.models
-        counted = [f"{_many(plans, 'plan')} of {_many(results.methods, 'method')} on {_many(models, 'model')}"]
+        counted, compared = [], ""
+        if plans or not results.trained:
+            counted = [f"{_many(plans, 'plan')} of {_many(results.methods, 'method')} on {_many(models, 'model')}"]
+            compared = "; every method is compared with the full model, random tokens and a smaller image"
         questions = sum(row["count"] for row in results.accuracy if row["plan"] == FULL_MODEL and _single(row["task"]))
         if questions:
             counted.append(f"{questions:,} questions for each plan" if len(models) == 1 else f"{questions:,} questions")
+        if results.trained:
+            systems = {row["system"] for row in results.trained}
+            counted.append(f"{_many(results.trained, 'row')} of {_many(systems, 'trained system')}")
         body = [
             tag("h1", text(self.title)),
-            paragraph(
-                f"{', '.join(counted)}. Every number comes from the result files named at the end; every method is "
-                "compared with the full model, random tokens and a smaller image."
-            ),
+            paragraph(f"{', '.join(counted)}. Every number comes from the result files named at the end{compared}."),
             tag("nav", *(tag("a", text(title), href=f"#{key}") for key, title, _ in sections), aria_label="Sections"),
-            self._filter(),
+            self._filter() if compared else "",
             *(tag("section", tag("h2", text(title), id=key), inner) for key, title, inner in sections),
         ]
         return self._page(self.title, body)

@@ -1,6 +1,6 @@
 """Read recipes from YAML files, with limits, and check every key against the classes of `foveate.training.recipe`.
 
-Relative paths in a recipe are relative to its own folder (data) or to the current folder (output). An unknown key is an
+Relative paths in a recipe are relative to its own folder (data and models) or to the current folder (output). An unknown key is an
 error that names the keys that exist.
 
 A recipe may extend another one in the same folder: `extends: mlp.yaml`. Its keys then replace those of the other one,
@@ -49,7 +49,10 @@ def read_recipe(path: str | Path) -> Recipe:
         recipe = parse_recipe(content)
     except FoveateError as error:
         raise FoveateError(f"{path}: {error}") from error
-    return _with_paths_from(recipe, path.parent)
+    try:
+        return _with_paths_from(recipe, path.parent)
+    except FoveateError as error:
+        raise FoveateError(f"{path}: {error}") from error
 
 
 def _content(path: Path) -> Any:
@@ -146,7 +149,11 @@ def _check_extent(content: Any) -> None:
 
 
 def _with_paths_from(recipe: Recipe, folder: Path) -> Recipe:
-    """Resolve the data paths of a recipe relative to `folder`."""
+    """Resolve the data paths and the folders of models of a recipe relative to `folder`.
+
+    Raises:
+        FoveateError: A model is a folder of the current folder, and not of the recipe's.
+    """
 
     def relocated(data: Data) -> Data:
         if data.files is None:
@@ -155,7 +162,30 @@ def _with_paths_from(recipe: Recipe, folder: Path) -> Recipe:
         return dataclasses.replace(data, files=Files(str(folder / data.files.path), images))
 
     stages = [dataclasses.replace(stage, data=[relocated(data) for data in stage.data]) for stage in recipe.stages]
-    return dataclasses.replace(recipe, stages=stages)
+    model, new = recipe.model, recipe.model.new
+    if new is not None:
+        named = {key: getattr(new, key) for key in ("tokenizer", "language_model", "vision_tower")}
+        new = dataclasses.replace(new, **{key: _model_from(name, folder, f"new.{key}") for key, name in named.items()})
+    model = dataclasses.replace(model, pretrained=_model_from(model.pretrained, folder, "from"), new=new)
+    return dataclasses.replace(recipe, model=model, stages=stages)
+
+
+def _model_from(name: str | None, folder: Path, key: str) -> str | None:
+    """A Hub id as it is, or a folder relative to that of the recipe.
+
+    Raises:
+        FoveateError: see `_with_paths_from`.
+    """
+    if name is None or Path(name).is_absolute():
+        return name
+    if name.startswith(".") or (folder / name).is_dir():
+        return str(folder / name)
+    if Path(name).is_dir():
+        raise FoveateError(
+            f"model.{key}: {name!r} is in the current folder, and paths in a recipe are relative to the recipe: write "
+            "one from its folder, or the whole path."
+        )
+    return name
 
 
 def _read(kind: Any, value: Any, where: str) -> Any:
