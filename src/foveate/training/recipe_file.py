@@ -1,7 +1,7 @@
 """Read recipes from YAML files, with limits, and check every key against the classes of `foveate.training.recipe`.
 
-Relative paths in a recipe are relative to its own folder (data and models) or to the current folder (output). An unknown
-key is an error that names the keys that exist.
+Relative paths in a recipe are relative to its own folder (data and models) or to the current folder (output). An
+unknown key is an error that names the keys that exist.
 
 A recipe may extend another one in the same folder: `extends: mlp.yaml`. Its keys then replace those of the other one,
 keys inside of keys too; lists are replaced as a whole, except that `stages: {NAME: {...}}` changes stages by name.
