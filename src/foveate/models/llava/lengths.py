@@ -11,7 +11,7 @@ from foveate.models.encoders import EncoderConfig
 
 
 class NestedEncoder:
-    """An encoder that was trained at several lengths, seen through the connector after it.
+    """An encoder that was trained at several lengths, together with the connector after it.
 
     It answers what a nested `Connector` answers: which numbers of tokens there are, and their grids. Its tokens are
     those of a model that is configured for this length.
