@@ -2,7 +2,7 @@
 
     python benchmarks/clips.py [--minutes 1 10 100] [--output benchmarks/results/clips.json]
 
-Every reader runs in a process of its own. `uniform_frames:16` goes to the keyframe before each of 16 frames, and
+Every reader runs in a process of its own. `uniform-frames:16` goes to the keyframe before each of 16 frames, and
 `scene:16` decodes every frame once. Both are compared with a loop that decodes every frame up to the last of the same
 16, as foveate did before, and with one that holds all frames in memory.
 """
@@ -63,7 +63,7 @@ def by_plan(path: Path, plan: str) -> int:
 
 
 def up_to_the_last(path: Path) -> int:
-    """Decode every frame up to the last of the same frames as `uniform_frames`, and keep those."""
+    """Decode every frame up to the last of the same frames as `uniform-frames`, and keep those."""
     with av.open(str(path)) as container:
         total = container.streams.video[0].frames
         wanted = {int((place + 0.5) * total / FRAMES) for place in range(FRAMES)}
@@ -84,7 +84,7 @@ def in_memory(path: Path) -> int:
 
 
 READERS: dict[str, Callable[[Path], int]] = {
-    f"uniform_frames:{FRAMES}": lambda path: by_plan(path, f"uniform_frames:{FRAMES}"),
+    f"uniform-frames:{FRAMES}": lambda path: by_plan(path, f"uniform-frames:{FRAMES}"),
     f"scene:{FRAMES}": lambda path: by_plan(path, f"scene:{FRAMES}"),
     "every frame up to the last": up_to_the_last,
     "all frames in memory": in_memory,

@@ -75,10 +75,10 @@ def test_questions_about_clips(tmp_path: Path) -> None:
     clip = save_clip(tmp_path / "a.mkv", 16, 4)
     save_sound(tmp_path / "sound.mp4")
     noise(32, 16).save(tmp_path / "b.png")
-    plan = "uniform_frames:4 + random:50%"
+    plan = "uniform-frames:4 + random:50%"
     lines = [
         {"video": "a.mkv", "question": "What happens?"},
-        {"video": "a.mkv", "question": "What happens?", "plan": "uniform_frames:2"},
+        {"video": "a.mkv", "question": "What happens?", "plan": "uniform-frames:2"},
         {"image": "b.png", "question": "What is it?"},
         {"video": "a.mkv", "image": "b.png", "question": "Both?"},
         {"video": "sound.mp4", "question": "?"},
@@ -88,10 +88,10 @@ def test_questions_about_clips(tmp_path: Path) -> None:
     with Output(out, questions, resume=False) as output:
         answer_file(model, processor, questions, output, plan=Plan.of(plan), max_new_tokens=4)
     found = rows(out)
-    assert [row["plan"] for row in found] == [plan, "uniform_frames:2", plan, plan, plan]
+    assert [row["plan"] for row in found] == [plan, "uniform-frames:2", plan, plan, plan]
     pair = (model, processor)
     assert found[0]["text"] == foveate.ask(clip, "What happens?", pair, plan, max_new_tokens=4).text
-    assert found[1]["text"] == foveate.ask(clip, "What happens?", pair, "uniform_frames:2", max_new_tokens=4).text
+    assert found[1]["text"] == foveate.ask(clip, "What happens?", pair, "uniform-frames:2", max_new_tokens=4).text
     image = tmp_path / "b.png"
     assert found[2]["text"] == foveate.ask(image, "What is it?", pair, "random:50%", max_new_tokens=4).text
     assert found[3]["text"] and "has no video" in found[4]["error"]

@@ -61,7 +61,7 @@ def test_a_plan_compresses_a_clip(qwen, clip):
 
 def test_a_plan_chooses_frames(qwen, clip):
     """The answer is that about the frames that the sampler names, and the figure shows them."""
-    plan = "uniform_frames:6 + random:25%"
+    plan = "uniform-frames:6 + random:25%"
     answer = ask(clip, "What happens?", qwen, plan, max_new_tokens=4)
     chosen = open_clip(clip, sampler=UniformFrames(), times=answer.timestamps)
     frames = [Image.fromarray(frame) for frame in chosen.frames]
@@ -72,7 +72,7 @@ def test_a_plan_chooses_frames(qwen, clip):
     assert (given.text, given.timestamps, given.tokens) == (answer.text, answer.timestamps, answer.tokens)
     only = ask(VideoFile(clip.read_bytes()), "What happens?", qwen, "scene", max_new_tokens=4)
     assert (only.plan, only.frames, only.selection) == ("scene", 1, [])
-    sampled = ask(frames=frames, question="?", model=qwen, plan="uniform_frames:2", max_new_tokens=1)
+    sampled = ask(frames=frames, question="?", model=qwen, plan="uniform-frames:2", max_new_tokens=1)
     assert sampled.timestamps == [0.5, 2.0] and sampled.to_dict()["timestamps"] == [0.5, 2.0]
     strip = draw_answer(answer, clip)
     assert np.array_equal(np.asarray(strip), np.asarray(draw_answer(answer, chosen))) and strip.width == 1600
@@ -104,7 +104,7 @@ def test_what_cannot_be_done_is_one_sentence(qwen, pair, llava, clip, monkeypatc
         ({"frames": [noise(8, 8), noise(8, 16)]}, "frames of a clip have one size"),
         ({"frames": [noise(8, 8)] * 2, "timestamps": [1.0]}, "2 ascending numbers of seconds"),
         ({}, "there is no image to ask about"),
-        ({"image": clip, "plan": "query_frames(encoder=nowhere):2"}, "the encoder 'nowhere' cannot be loaded"),
+        ({"image": clip, "plan": "query-frames(encoder=nowhere):2"}, "the encoder 'nowhere' cannot be loaded"),
     ]
     for wrong, message in cases:
         with pytest.raises(FoveateError, match=message):

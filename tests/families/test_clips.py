@@ -68,7 +68,7 @@ def test_a_live_model_chooses_no_frames(tmp_path) -> None:
         foveate.compress(model, "scene:16 + divprune:25%")
     assert error.value.code == "chooses-frames"
     with pytest.raises(FoveateError, match=r"by foveate\.clips\.open_clip\(path, sampler=\.\.\.\)\."):
-        foveate.compress(model, "uniform_frames:4")
+        foveate.compress(model, "uniform-frames:4")
     with pytest.raises(FoveateError, match="a plan that is saved is attached to the model, and scene:16"):
         foveate.Plan.of("scene:16 + divprune:25%").save(tmp_path)
 

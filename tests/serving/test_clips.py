@@ -45,7 +45,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def served(folder: Path, root: Path) -> Iterator[Served]:
     model = foveate.load(folder, plan=None)
-    with running(*model, LIMITS, root=root, plan="uniform_frames:4 + random:50%") as server:
+    with running(*model, LIMITS, root=root, plan="uniform-frames:4 + random:50%") as server:
         yield server
 
 
@@ -66,10 +66,10 @@ def uri(path: Path) -> str:
     return f"data:video/mp4;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
-@pytest.mark.parametrize("plan", [None, "full model", "scene + pool:4", "uniform_frames:6"])
+@pytest.mark.parametrize("plan", [None, "full model", "scene + pool:4", "uniform-frames:6"])
 def test_answers_are_those_of_the_library(served: Served, pair: Any, root: Path, plan: str | None) -> None:
     answer = said(served, about("What happens?", part("file:a.mkv")), plan)
-    followed = plan or "uniform_frames:4 + random:50%"
+    followed = plan or "uniform-frames:4 + random:50%"
     expected = foveate.ask(
         root / "a.mkv", "What happens?", pair, None if plan == "full model" else followed, max_new_tokens=8
     )
@@ -116,7 +116,7 @@ def test_images_and_clips_in_one_conversation(served: Served) -> None:
     assert usage.model_extra["foveate"]["visual_tokens"] == 40
     assert served.engine.metrics.registry.get_sample_value("foveate_clips_total") >= 2
     quarter = said(served, messages, extra_body={"foveate": {"budget": "25%"}}).usage.model_extra["foveate"]
-    assert quarter["plan"] == "uniform_frames:4 + random:25%" and quarter["visual_tokens_read"] == 10
+    assert quarter["plan"] == "uniform-frames:4 + random:25%" and quarter["visual_tokens_read"] == 10
 
 
 def test_what_is_refused_is_one_sentence_about_one_field(served: Served, root: Path, tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_what_is_refused_is_one_sentence_about_one_field(served: Served, root: P
         (about("?", part(uri(long))), None, r"url: the given video takes 21.0 s, and a clip may take 20 s here"),
         (about("?", part(uri(large))), None, r"4 frames of 128 x 64 pixels are above the limit of 0.00614 megapixels"),
         (about("?", part(uri(heavy))), None, "a video file may have at most 1 MiB here"),
-        (about("?", clip), "uniform_frames:13", "at most 12 frames of a clip may be read here, not 13"),
+        (about("?", clip), "uniform-frames:13", "at most 12 frames of a clip may be read here, not 13"),
         (about("?", clip, clip, clip), None, "messages: at most 2 clips are possible, not 3"),
         (about("?", part("data:video/mp4;base64,AAAA")), None, "the given video cannot be decoded as a video"),
         (about("?", part(uri(save_sound(tmp_path / "s.mp4")))), None, "the given video has no video"),
@@ -141,7 +141,7 @@ def test_what_is_refused_is_one_sentence_about_one_field(served: Served, root: P
         (about("?", {"type": "video_url", "video_url": "file:a.mkv"}), None, r"it must be an object, {\\?\"url"),
         (about("?", {"type": "video_url"}), None, "video_url: this field is missing"),
         (about("?", clip), "divprune:25% + scene:4", "must come first in a plan"),
-        (about("?", clip), "query_frames(encoder=some/model):4", "names a file, which only the server's own plan"),
+        (about("?", clip), "query-frames(encoder=some/model):4", "names a file, which only the server's own plan"),
         (asking("?", "data:video/mp4;base64,AAAA"), None, "image_url.url: .*not an image"),
     ]:
         with pytest.raises(openai.BadRequestError, match=message):

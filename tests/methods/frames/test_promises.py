@@ -34,4 +34,4 @@ class TestQueryFrames(FrameSamplerPromises):
 
 
 def test_all_are_registered() -> None:
-    assert {"uniform_frames", "fps", "scene", "query_frames"} <= set(methods_at(Site.FRAMES))
+    assert {"uniform-frames", "fps", "scene", "query-frames"} <= set(methods_at(Site.FRAMES))

@@ -87,7 +87,7 @@ def test_frames_are_compared_with_the_question(encoder, tmp_path):
 
     frames = np.repeat(noise(12), 10, axis=0)  # twelve pictures, a second each
     path = save_frames(tmp_path / "a.mkv", frames, 10)
-    step = Plan.of(f"query_frames(encoder={str(encoder)!r}, strategy=top):3").frame_step
+    step = Plan.of(f"query-frames(encoder={str(encoder)!r}, strategy=top):3").frame_step
     clip = open_clip(path, sampler=step, question="what colour is it?")
     model, processor = CLIPModel.from_pretrained(encoder).eval(), AutoProcessor.from_pretrained(encoder)
     with torch.inference_mode():
@@ -105,16 +105,16 @@ def test_what_cannot_be_chosen_is_one_sentence(encoder, tmp_path):
         (lambda: FPS(rate=0.0), "fps: rate is a number of frames per second above 0"),
         (lambda: Scene(threshold=0.0), "scene: threshold is a number above 0"),
         (lambda: Scene(min_seconds=-1.0), "scene: min_seconds"),
-        (lambda: QueryFrames(""), "query_frames needs a contrastive model"),
+        (lambda: QueryFrames(""), "query-frames needs a contrastive model"),
         (lambda: QueryFrames("x", rate=0.0), "rate is a number"),
         (lambda: QueryFrames("x", strategy="best"), "strategy is adaptive or top"),
         (lambda: QueryFrames("x", depth=-1), "depth is a number"),
-        (lambda: UniformFrames().times(clip, None, None), "uniform_frames needs a budget"),
-        (lambda: QueryFrames("x").times(clip, 2, None), "query_frames needs a question"),
+        (lambda: UniformFrames().times(clip, None, None), "uniform-frames needs a budget"),
+        (lambda: QueryFrames("x").times(clip, 2, None), "query-frames needs a question"),
         (lambda: QueryFrames(str(tmp_path)).times(clip, 2, "?"), "the encoder .* cannot be loaded"),
-        (lambda: Plan.of("query_frames:4"), "such as query_frames\\(encoder=openai"),
+        (lambda: Plan.of("query-frames:4"), "such as query-frames\\(encoder=openai"),
         (lambda: Plan.of("divprune:25% + scene:4"), "scene chooses frames of a clip; it must come first in a plan"),
-        (lambda: Plan.of("uniform_frames:4 + scene:4"), "scene chooses frames .* alone of its kind"),
+        (lambda: Plan.of("uniform-frames:4 + scene:4"), "scene chooses frames .* alone of its kind"),
     ]:
         with pytest.raises(FoveateError, match=message):
             make()

@@ -56,7 +56,7 @@ class QueryFrames(FrameSampler):
     threshold: float = 0.8
     depth: int = 5
 
-    name: ClassVar[str] = "query_frames"
+    name: ClassVar[str] = "query-frames"
     mechanism: ClassVar = ("query",)
     title: ClassVar[str] = "Adaptive Keyframe Sampling for Long Video Understanding"
     paper: ClassVar[str] = "arXiv 2502.21271"
@@ -64,21 +64,21 @@ class QueryFrames(FrameSampler):
     def __post_init__(self) -> None:
         if not self.encoder:
             raise FoveateError(
-                "query_frames needs a contrastive model, as folder or Hub id; write one, such as "
-                "query_frames(encoder=openai/clip-vit-base-patch32):16."
+                "query-frames needs a contrastive model, as folder or Hub id; write one, such as "
+                "query-frames(encoder=openai/clip-vit-base-patch32):16."
             )
         if not 0 < self.rate < math.inf:
-            raise FoveateError(f"query_frames: rate is a number of candidates per second above 0, not {self.rate}.")
+            raise FoveateError(f"query-frames: rate is a number of candidates per second above 0, not {self.rate}.")
         if self.strategy not in get_args(Strategy):
-            raise FoveateError(f"query_frames: strategy is adaptive or top, not {self.strategy!r}.")
+            raise FoveateError(f"query-frames: strategy is adaptive or top, not {self.strategy!r}.")
         if self.depth < 0:
-            raise FoveateError(f"query_frames: depth is a number of halvings, 0 or more, not {self.depth}.")
+            raise FoveateError(f"query-frames: depth is a number of halvings, 0 or more, not {self.depth}.")
 
     def times(self, clip: FrameSource, count: int | None, question: str | None) -> list[float]:
         """See `FrameSampler.times`."""
         self.check_budget(count)
         if not question:
-            raise FoveateError("query_frames needs a question, and there is none; choose scene, for example.")
+            raise FoveateError("query-frames needs a question, and there is none; choose scene, for example.")
         candidates = np.arange(max(1, math.ceil(clip.duration * self.rate - 1e-9))) / self.rate
         times: list[float] = []
         scores: list[float] = []
@@ -140,10 +140,10 @@ class ContrastiveEncoder:
             self.model: Any = AutoModel.from_pretrained(name).eval()
         except (OSError, ValueError, ImportError) as error:
             reason = str(error).strip().splitlines()[0].rstrip(".")
-            raise FoveateError(f"query_frames: the encoder {name!r} cannot be loaded: {reason}.") from error
+            raise FoveateError(f"query-frames: the encoder {name!r} cannot be loaded: {reason}.") from error
         if not hasattr(self.model, "get_text_features") or not hasattr(self.model, "get_image_features"):
             raise FoveateError(
-                f"query_frames: the encoder {name!r} has no features of images and text in one space; name a "
+                f"query-frames: the encoder {name!r} has no features of images and text in one space; name a "
                 "contrastive model, such as openai/clip-vit-base-patch32."
             )
         if torch.cuda.is_available():

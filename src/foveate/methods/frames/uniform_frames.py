@@ -15,7 +15,7 @@ class UniformFrames(FrameSampler):
     A control, not a paper. Where the frame rate of a file varies, two times may show one frame, which is read once.
     """
 
-    name: ClassVar[str] = "uniform_frames"
+    name: ClassVar[str] = "uniform-frames"
     mechanism: ClassVar = ("control",)
     title: ClassVar[str] = "Frames at even times (control)"
 
