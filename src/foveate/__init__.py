@@ -82,13 +82,14 @@ __all__ = [
 
 def register() -> None:
     """Register foveate's models with the Auto classes of `transformers`. Registering twice changes nothing."""
-    from foveate.models import encoders, llava, llava_uhd, next_scale, vit_uhd
+    from foveate.models import avsr, encoders, llava, llava_uhd, next_scale, vit_uhd
 
     encoders.register()
     vit_uhd.register()
     llava_uhd.register()
     llava.register()
     next_scale.register()
+    avsr.register()
 
 
 def __getattr__(name: str) -> Any:
