@@ -121,8 +121,7 @@ class MoME(Adapter):
         self.router = nn.Linear(width, num_experts, bias=False)
         self.down = nn.Linear(width, count * expert_size, bias=False)
         self.up = nn.Linear(count * expert_size, width, bias=False)
-        #: Softmax of the router `(B, L, N_r)` and which experts were chosen, of the last training pass.
-        self.routed: tuple[Tensor, Tensor] | None = None
+        self._routed: tuple[Tensor, Tensor] | None = None
 
     @property
     def active_parameters(self) -> int:
@@ -130,9 +129,16 @@ class MoME(Adapter):
         experts = self.num_shared_experts + self.num_experts_per_token
         return self.router.weight.numel() + 2 * experts * self.expert_size * self.router.in_features
 
+    def take_routed(self) -> tuple[Tensor, Tensor]:
+        """Softmax of the router and which experts were chosen, both `(B, L, N_r)`, of the last training pass, once."""
+        routed, self._routed = self._routed, None
+        assert routed is not None
+        return routed
+
     def reset_parameters(self) -> None:
         """See `Adapter.reset_parameters`."""
-        init.kaiming_uniform_(self.down.weight, a=5**0.5)
+        for module in (self.router, self.down):
+            init.kaiming_uniform_(module.weight, a=5**0.5)
         init.zeros_(self.up.weight)
 
     def gates(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -149,7 +155,7 @@ class MoME(Adapter):
         """Map `(B, L, D)` to `(B, L, D)`."""
         gates, probabilities, chosen = self.gates(x)
         if self.training:
-            self.routed = (probabilities, chosen)
+            self._routed = (probabilities, chosen)
         shared = gates.new_ones(*gates.shape[:-1], self.num_shared_experts)
         hidden = F.gelu(self.down(x)).unflatten(-1, (-1, self.expert_size))
         return self.up((hidden * torch.cat([shared, gates], dim=-1).unsqueeze(-1)).flatten(-2))

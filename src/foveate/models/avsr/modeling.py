@@ -15,7 +15,7 @@ from transformers.utils.generic import ModelOutput
 
 from foveate.core.errors import FoveateError
 from foveate.core.weights import SAFE, check_weights
-from foveate.models.avsr.adapters import Adapter, MoME, add_adapters, balance_loss
+from foveate.models.avsr.adapters import Adapter, add_adapters, balance_loss
 from foveate.models.avsr.configuration import AVSRConfig
 from foveate.models.avsr.lip_encoder import LipEncoder
 from foveate.models.avsr.rates import Rates, compress_frames
@@ -103,20 +103,32 @@ class AVSRForConditionalGeneration(PreTrainedModel):
             self.audio_projector = projectors(config.audio_rates, config.audio_config.d_model)
         if config.video_hidden_size is not None:
             self.video_projector = projectors(config.video_rates, config.video_hidden_size)
-        self._adapters = add_adapters(config, self.language_model.get_decoder().layers)
+        # A decoder without `layers` has no layer that adapters know, which is refused there.
+        decoder = self.language_model.get_decoder()
+        self._adapters = add_adapters(config, getattr(decoder, "layers", [decoder]))
         self.post_init()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, Adapter):  # children are initialized before their parents
-            module.reset_parameters()
-        elif isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear):
             init.normal_(module.weight, std=0.02)
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
+
+    @torch.no_grad()
+    def initialize_weights(self) -> None:
+        """As in `transformers`, then adapters, which the language model initializes as other layers of its own.
+
+        Loaded weights stay as they are.
+        """
+        super().initialize_weights()
+        for adapter in self._adapters:
+            for module in adapter.modules():
+                if isinstance(module, Adapter):
+                    module.reset_parameters()
 
     @classmethod
     def from_parts(
@@ -351,8 +363,7 @@ class AVSRForConditionalGeneration(PreTrainedModel):
         balance = None
         loss = output.loss
         if self.training and self.config.adapter == "mome":
-            routed = [adapter.routed for adapter in self._adapters if isinstance(adapter, MoME)]
-            balance = balance_loss(routed, arguments["attention_mask"])
+            balance = balance_loss([adapter.take_routed() for adapter in self._adapters], arguments["attention_mask"])
             loss = None if loss is None else loss + self.config.balance_weight * balance
         return AVSROutput(
             loss=loss,
