@@ -82,7 +82,7 @@ __all__ = [
 
 def register() -> None:
     """Register foveate's models with the Auto classes of `transformers`. Registering twice changes nothing."""
-    from foveate.models import avsr, encoders, llava, llava_uhd, next_scale, vit_uhd
+    from foveate.models import avsr, echoing_pixels, encoders, llava, llava_uhd, next_scale, vit_uhd
 
     encoders.register()
     vit_uhd.register()
@@ -90,6 +90,7 @@ def register() -> None:
     llava.register()
     next_scale.register()
     avsr.register()
+    echoing_pixels.register()
 
 
 def __getattr__(name: str) -> Any:
