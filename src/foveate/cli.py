@@ -269,7 +269,6 @@ _list(bench, "serve", "Measure plans in a running server: throughput, time to fi
 _list(bench, "speed", "Measure the speed of plans: time per part, memory, KV cache and FLOPs, with two controls.")
 _list(bench, "joint", "Combine token compression with quantised weights and caches: accuracy and cost.")
 _list(bench, "trained", "Train connectors and encoders under one protocol: accuracy, tokens, FLOPs and time.")
-_list(bench, "trained", "Train connectors under one protocol and compare them: accuracy, tokens, FLOPs and time.")
 _list(bench, "avsr", "Train speech recognizers that read sound and lips; word error by noise and compression rate.")
 _list(bench, "next-scale", "Measure KV-cache compression in a next-scale image model: bytes, time, image distance.")
 

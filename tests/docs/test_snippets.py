@@ -47,6 +47,11 @@ NOT_RUN = {
         "minutes; tests/benchmark/test_joint.py runs it on a small model",
     ],
     "docs/streaming.md": ["tests/streaming/test_files.py runs both on a small model"],
+    "docs/speech.md": [
+        "downloads several GB; tests/models/avsr/test_avsr.py runs it on small models",
+        "an hour on a free CPU core, and espeak-ng; tests/benchmark/test_avsr.py runs it on a small model",
+        "needs trained weights; tests/models/echoing_pixels runs it on a small model",
+    ],
     "docs/training-with-fewer-tokens.md": [
         "needs the weights of a ConvNeXt; tests/models/encoders/test_convllava.py runs both ways on small ones"
     ],

@@ -1,7 +1,8 @@
 """Word error of audio-visual speech recognizers over noise and compression rate, all trained under one protocol.
 
-Encoders and language model are trained once and frozen. Every system then trains its projectors and adapters on the same
-features, with the same steps and seed: Llama-AVSR once per rate and modality, Llama-MTSK and MoME once for all rates.
+Encoders and language model are trained once and frozen. Every system then trains its projectors and adapters on the
+same features, with the same steps and seed: Llama-AVSR once per rate and modality, Llama-MTSK and MoME once for all
+rates.
 """
 
 from __future__ import annotations
@@ -155,9 +156,7 @@ def _run(
 
         whisper, lips = encoders
         folder = runs / "features" / name
-        return encode_utterances(
-            whisper.encoder, lips, range(count), split, snrs, recipe.noise, folder, stop, shown
-        )
+        return encode_utterances(whisper.encoder, lips, range(count), split, snrs, recipe.noise, folder, stop, shown)
 
     features = encoded("train", recipe.utterances, "train", recipe.snrs)
     held_out = {snr: encoded(f"held-out-{snr}", settings.held_out, "held-out", [snr]) for snr in settings.snrs}

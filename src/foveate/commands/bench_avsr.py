@@ -39,9 +39,7 @@ def avsr(
     utterances: Annotated[
         int | None, typer.Option(min=1, help="Utterances of the training set.", show_default="3000")
     ] = None,
-    encoder_steps: Annotated[
-        int | None, typer.Option(min=1, help="Steps of the encoders.", show_default="400")
-    ] = None,
+    encoder_steps: Annotated[int | None, typer.Option(min=1, help="Steps of the encoders.", show_default="400")] = None,
     text_steps: Annotated[
         int | None, typer.Option(min=1, help="Steps of the language model.", show_default="1200")
     ] = None,
@@ -66,8 +64,8 @@ def avsr(
     """Train audio-visual speech recognizers on spoken words with lips, and compare their word errors.
 
     Audio-only, video-only and audio-visual Llama-AVSR at single rates, Llama-MTSK and MoME at all rates from one
-    training, between the same frozen encoders and language model. Needs espeak-ng. Finished parts are skipped, and a run
-    that was stopped or killed continues when the command is repeated.
+    training, between the same frozen encoders and language model. Needs espeak-ng. Finished parts are skipped, and a
+    run that was stopped or killed continues when the command is repeated.
     """
     from foveate.benchmark import avsr as benchmark
 

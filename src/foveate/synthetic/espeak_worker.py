@@ -83,7 +83,7 @@ def main() -> int:
         samples.clear()
         phonemes.clear()
         if lib.espeak_SetVoiceByName(voice.encode()) != 0:
-            print(voice, file=sys.stderr)
+            sys.stderr.write(voice)
             return _NO_VOICE
         lib.espeak_SetParameter(_SPEED, speed, 0)
         lib.espeak_SetParameter(_PITCH, pitch, 0)

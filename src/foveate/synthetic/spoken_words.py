@@ -1,8 +1,8 @@
 """Short sequences of spoken words with the speaker's mouth, at any level of noise; deterministic.
 
-Voices of espeak-ng say each word in isolation; an utterance joins words of one voice. Voices of the split "held-out" say
-nothing in "train". Sound and mouth carry different parts of the words: the noise hides the sound only, and words such as
-"pat", "bat" and "mat" look the same.
+Voices of espeak-ng say each word in isolation; an utterance joins words of one voice. Voices of the split "held-out"
+say nothing in "train". Sound and mouth carry different parts of the words: the noise hides the sound only, and words
+such as "pat", "bat" and "mat" look the same.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ VOICES = {
 #: Speed and pitch of the renditions of a word.
 _MANNERS = ((150, 35), (165, 55), (180, 70))
 NOISES = ("babble", "white")
-#: Phonemes of all words that are told apart per frame; index 0 is silence.
+#: Phonemes of all words, the labels of a frame of sound; index 0 is silence.
 PHONEMES = (
     *("_", "p", "b", "m", "f", "v", "T", "t", "d", "n", "s", "z", "l", "S", "r", "k", "g", "j", "w", "h"),
     *("i:", "I", "eI", "i@", "E", "@", "a", "aI", "aU", "V", "0", "oU", "o@", "u:", "O:"),
@@ -164,7 +164,9 @@ def _disturbance(kind: str, split: str, length: int, seconds: float, chance: ran
     total = np.zeros(length)
     for _ in range(6):
         voice = chance.choice(VOICES[split])
-        total += np.roll(_joined(tuple(chance.choices(WORDS, k=3)), voice, seconds, chance)[0], chance.randrange(length))
+        total += np.roll(
+            _joined(tuple(chance.choices(WORDS, k=3)), voice, seconds, chance)[0], chance.randrange(length)
+        )
     return total
 
 

@@ -12,7 +12,14 @@ import torch.nn.functional as F
 from transformers import AutoModelForSpeechSeq2Seq, LlamaConfig, LlamaForCausalLM, WhisperConfig, WhisperModel
 
 from foveate.core.errors import FoveateError
-from foveate.models.avsr import AVSRConfig, AVSRForConditionalGeneration, LipEncoder, LipEncoderConfig, Rates, audio_frames
+from foveate.models.avsr import (
+    AVSRConfig,
+    AVSRForConditionalGeneration,
+    LipEncoder,
+    LipEncoderConfig,
+    Rates,
+    audio_frames,
+)
 from foveate.models.avsr.adapters import MoME, balance_loss
 from foveate.models.avsr.conversion import convert_released
 from foveate.models.avsr.rates import compress_frames

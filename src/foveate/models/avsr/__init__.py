@@ -5,7 +5,15 @@ from foveate.models.avsr.lip_encoder import LipEncoder
 from foveate.models.avsr.modeling import AVSRForConditionalGeneration
 from foveate.models.avsr.rates import Rates, audio_frames
 
-__all__ = ["AVSRConfig", "AVSRForConditionalGeneration", "LipEncoder", "LipEncoderConfig", "Rates", "audio_frames", "register"]
+__all__ = [
+    "AVSRConfig",
+    "AVSRForConditionalGeneration",
+    "LipEncoder",
+    "LipEncoderConfig",
+    "Rates",
+    "audio_frames",
+    "register",
+]
 
 
 def register() -> None:

@@ -77,7 +77,7 @@ class LoRAOfRates(Adapter):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(..., input_size)` to `(..., output_size)`."""
-        parts = [] if self.shared is None else [self.shared]
+        parts: list[nn.Module] = [] if self.shared is None else [self.shared]
         if self.of_rates:
             parts.append(self.of_rates[self.active])
         return torch.stack([part(x) for part in parts]).sum(dim=0)
@@ -210,8 +210,8 @@ def add_adapters(config: Any, layers: Iterable[nn.Module]) -> list[Any]:
         attention, mlp = getattr(layer, "self_attn", None), getattr(layer, "mlp", None)
         if attention is None or mlp is None or not hasattr(attention, "q_proj") or not hasattr(attention, "v_proj"):
             raise FoveateError(
-                f"adapters need self_attn.q_proj, self_attn.v_proj and mlp in every layer, which {type(layer).__name__} "
-                "has not; use a Llama or Qwen2 language model."
+                f"adapters need self_attn.q_proj, self_attn.v_proj and mlp in every layer, which {type(layer).__name__}"
+                " has not; use a Llama or Qwen2 language model."
             )
         if config.adapter == "lora":
             rank, scale = round(width / config.lora_reduction), config.lora_alpha / config.lora_reduction

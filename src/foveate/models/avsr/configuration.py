@@ -87,7 +87,7 @@ class AVSRConfig(PreTrainedConfig):
     """
 
     model_type = "avsr"
-    sub_configs = {  # noqa: RUF012, as in transformers
+    sub_configs = {
         "text_config": AutoConfig,
         "audio_config": WhisperConfig,
         "video_config": LipEncoderConfig,

@@ -43,7 +43,9 @@ def convert_released(state: Mapping[str, Tensor], config: Any) -> dict[str, Tens
         elif (projector := _PROJECTOR.fullmatch(name)) is not None:
             rates, place = getattr(config, f"{projector[1]}_rates"), int(projector[2] or 0)
             if place >= len(rates):
-                raise FoveateError(f"the checkpoint has {name} and the configuration {len(rates)} rates of {projector[1]}.")
+                raise FoveateError(
+                    f"the checkpoint has {name} and the configuration {len(rates)} rates of {projector[1]}."
+                )
             converted[f"{projector[1]}_projector.{rates[place]}.{_LAYERS[projector[3]]}.{projector[4]}"] = value
         elif name.startswith("llm."):
             converted[name.replace("llm.", "language_model.", 1)] = value

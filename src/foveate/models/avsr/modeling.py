@@ -79,7 +79,7 @@ class AVSRForConditionalGeneration(PreTrainedModel):
     base_model_prefix = "avsr"
     main_input_name = "input_ids"
     input_modalities = ("audio", "video", "text")  # ty: ignore[invalid-assignment]
-    _no_split_modules = ["WhisperEncoderLayer", "LlamaDecoderLayer"]  # noqa: RUF012, as in transformers
+    _no_split_modules = ["WhisperEncoderLayer", "LlamaDecoderLayer"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
@@ -96,7 +96,9 @@ class AVSRForConditionalGeneration(PreTrainedModel):
 
         def projectors(rates: Any, input_size: int) -> nn.ModuleDict:
             stacked = config.compression == "stack"
-            return nn.ModuleDict({str(rate): Projector(input_size * (rate if stacked else 1), *sizes) for rate in rates})
+            return nn.ModuleDict(
+                {str(rate): Projector(input_size * (rate if stacked else 1), *sizes) for rate in rates}
+            )
 
         self.audio_projector = self.video_projector = None
         if config.reads_audio:

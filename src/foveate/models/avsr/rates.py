@@ -53,8 +53,7 @@ class Rates(NamedTuple):
 
 
 def audio_frames(samples: int, sampling_rate: int = 16_000) -> int:
-    """Frames of Whisper's encoder that hold a sound of so many samples; never fewer than half a second's, as in
-    Llama-AVSR."""
+    """Frames of Whisper's encoder that hold a sound of so many samples, at least half a second's, as in Llama-AVSR."""
     return max(samples * AUDIO_FRAMES_PER_SECOND // sampling_rate, _LEAST_FRAMES)
 
 

@@ -25,8 +25,8 @@ class EchoingPixelsTextConfig(Qwen2_5OmniTextConfig):
         retention_ratio (`float`): Share of the audio and visual tokens that is kept, above 0 and at most 1.
         temperature (`float`): Of the selection weights in training.
         gumbel (`bool`): Whether Gumbel noise is added to the scores in training.
-        sync_sections (`list[int]`): Pairs of rotary channels of time, height, width and time again; their sum is half of
-            the width of a head.
+        sync_sections (`list[int]`): Pairs of rotary channels of time, height, width and time again; their sum is half
+            of the width of a head.
     """
 
     model_type = "echoing_pixels_text"
@@ -60,11 +60,14 @@ class EchoingPixelsTextConfig(Qwen2_5OmniTextConfig):
 
 
 class EchoingPixelsConfig(Qwen2_5OmniThinkerConfig):
-    r"""Configuration of [`EchoingPixelsForConditionalGeneration`]: that of Qwen2.5-Omni's thinker with
-    [`EchoingPixelsTextConfig`] as `text_config`. Folders of the authors and of Qwen2.5-Omni are read too."""
+    r"""Configuration of an [`EchoingPixelsForConditionalGeneration`].
+
+    That of Qwen2.5-Omni's thinker, with [`EchoingPixelsTextConfig`] as `text_config`. Folders of the authors and of
+    Qwen2.5-Omni are read too.
+    """
 
     model_type = "echoing_pixels"
-    sub_configs = {**Qwen2_5OmniThinkerConfig.sub_configs, "text_config": EchoingPixelsTextConfig}  # noqa: RUF012
+    sub_configs = {**Qwen2_5OmniThinkerConfig.sub_configs, "text_config": EchoingPixelsTextConfig}
 
     def __post_init__(self, **kwargs: Any) -> None:
         text = self.text_config

@@ -49,17 +49,17 @@ class EchoingPixelsTextModel(Qwen2_5OmniThinkerTextModel):
 
     Attributes:
         generator: Generator of the Gumbel noise in training; None: torch's own.
-        columns: `(B, P)` of the last pass over sound or video, the columns of the prompt that were kept, -1 for padding.
+        columns: `(B, P)` of the last pass over sound or video: columns of the prompt that were kept, -1 for padding.
     """
 
-    config: EchoingPixelsTextConfig
+    config: Any
     config_class = EchoingPixelsTextConfig
 
     def __init__(self, config: EchoingPixelsTextConfig) -> None:
         super().__init__(config)
         self.refiner = nn.ModuleList(Qwen2_5OmniDecoderLayer(config, i) for i in range(config.num_refiner_layers))
         for layer in self.refiner:
-            layer.self_attn.is_causal = False
+            layer.get_submodule("self_attn").is_causal = False  # ty: ignore[unresolved-attribute]
         self.selector = TokenSelector(config.hidden_size)
         self.generator: torch.Generator | None = None
         self.columns: Tensor | None = None
@@ -111,7 +111,9 @@ class EchoingPixelsTextModel(Qwen2_5OmniThinkerTextModel):
         if self._pool is None:
             return self._go_on(attention_mask, position_ids, cache, inputs_embeds, kwargs)
         if cache is not None and int(cache.get_seq_length()):
-            raise FoveateError("EchoingPixels reads sound and video in the first pass of a conversation, without a cache.")
+            raise FoveateError(
+                "EchoingPixels reads sound and video in the first pass of a conversation, without a cache."
+            )
         if position_ids is None:
             position_ids = torch.arange(length, device=inputs_embeds.device).expand(batch, -1)
         positions = position_ids[-3:] if position_ids.ndim == 3 else position_ids.expand(3, batch, -1)
@@ -122,7 +124,9 @@ class EchoingPixelsTextModel(Qwen2_5OmniThinkerTextModel):
         reader = Reader(weakref.ref(self), "EchoingPixels")
         if cache is not None:
             if not all(isinstance(layer, DynamicLayer) for layer in cache.layers):
-                raise FoveateError("EchoingPixels shortens the prompt of a cache that grows (DynamicCache), of no other.")
+                raise FoveateError(
+                    "EchoingPixels shortens the prompt of a cache that grows (DynamicCache), of no other."
+                )
             attach_state(cache, PrunedCacheState.of_full_cache(batch, 0, hidden.device, reader))
         with physical_length(cache):
             output = super().forward(
@@ -139,10 +143,20 @@ class EchoingPixelsTextModel(Qwen2_5OmniThinkerTextModel):
         return output
 
     def _go_on(
-        self, attention_mask: Any, position_ids: Tensor | None, cache: Any, inputs_embeds: Tensor, kwargs: dict[str, Any]
+        self,
+        attention_mask: Any,
+        position_ids: Tensor | None,
+        cache: Any,
+        inputs_embeds: Tensor,
+        kwargs: dict[str, Any],
     ) -> Any:
         """A pass without sound and video, also after a prompt that was shortened."""
-        arguments = {"position_ids": position_ids, "inputs_embeds": inputs_embeds, **compat.cache_argument(cache), **kwargs}
+        arguments = {
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+            **compat.cache_argument(cache),
+            **kwargs,
+        }
         state = state_for(cache, Reader(weakref.ref(self), "EchoingPixels"))
         if state is None:
             return super().forward(attention_mask=attention_mask, **arguments)
@@ -152,7 +166,9 @@ class EchoingPixelsTextModel(Qwen2_5OmniThinkerTextModel):
         if mask is None:
             mask = torch.ones(batch, total, dtype=torch.int64, device=inputs_embeds.device)
         if position_ids is None:
-            raise FoveateError("EchoingPixels goes on from a shortened prompt with position_ids, as `generate` gives them.")
+            raise FoveateError(
+                "EchoingPixels goes on from a shortened prompt with position_ids, as `generate` gives them."
+            )
         columns = torch.arange(new, device=mask.device).expand(batch, -1)
         held = torch.cat([state.columns, columns + state.length], dim=1)
         # Three axes: positions of text as a fourth would be read as the borders of packed samples.
@@ -190,7 +206,9 @@ class EchoingPixelsTextModel(Qwen2_5OmniThinkerTextModel):
         attention_mask: Tensor = keys[:, None, None].expand(-1, 1, embeds.shape[1], -1)
         implementation = compat.attention_name(self.config)
         if "flash" in implementation or "flex" in implementation:
-            raise FoveateError(f"the refiner needs attention with a mask, 'sdpa' or 'eager', and not {implementation!r}.")
+            raise FoveateError(
+                f"the refiner needs attention with a mask, 'sdpa' or 'eager', and not {implementation!r}."
+            )
         if "eager" in implementation:
             least = torch.finfo(embeds.dtype).min
             attention_mask = torch.zeros_like(attention_mask, dtype=embeds.dtype).masked_fill(~attention_mask, least)
@@ -218,7 +236,7 @@ def _with_options(original: Callable[..., Any]) -> Callable[[Callable[..., Any]]
 class EchoingPixelsModel(Qwen2_5OmniThinkerModel):
     """Encoders and language model without the output layer."""
 
-    config: EchoingPixelsConfig
+    config: Any
     config_class = EchoingPixelsConfig
 
     def __init__(self, config: EchoingPixelsConfig) -> None:
@@ -228,7 +246,7 @@ class EchoingPixelsModel(Qwen2_5OmniThinkerModel):
 
     @_with_options(Qwen2_5OmniThinkerModel.forward)
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """As of `transformers`, and in addition:
+        """As of `transformers`, with two more options.
 
         Args:
             *args: As there.
@@ -246,7 +264,7 @@ class EchoingPixelsModel(Qwen2_5OmniThinkerModel):
             return super().forward(*args, **kwargs)
         if (ids := call.get("input_ids")) is None:
             raise FoveateError("EchoingPixels finds sound and video by their tokens: give input_ids with them.")
-        config: Any = self.config
+        config = self.config
         names = torch.tensor([config.audio_token_id, config.image_token_id, config.video_token_id], device=ids.device)
         with self.language_model.pooling(torch.isin(ids, names), answers, ratio):
             return super().forward(*args, **kwargs)
@@ -273,7 +291,7 @@ class EchoingPixelsForConditionalGeneration(Qwen2_5OmniThinkerForConditionalGene
     for padding. `labels (B, L)` are those of the whole one; the refiner does not read tokens with labels.
     """
 
-    config: EchoingPixelsConfig
+    config: Any
     config_class = EchoingPixelsConfig
     _keys_to_ignore_on_load_unexpected = (r"^talker\.", r"^token2wav\.")  # ty: ignore[invalid-assignment]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from collections.abc import Callable
@@ -73,6 +74,11 @@ def _run(
     return done == steps
 
 
+def _about(**settings: Any) -> dict[str, Any]:
+    """Identity of a run, as its file has it: lists in place of tuples."""
+    return json.loads(json.dumps({name: asdict(value) for name, value in settings.items()}))
+
+
 def _seeded(seed: int, build: Callable[[], Any]) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(seed)
@@ -94,7 +100,9 @@ def train_encoders(
         The models; None if the run was stopped.
     """
     if (output / "video" / "config.json").is_file():
-        return WhisperModel.from_pretrained(output / "audio").eval(), LipEncoder.from_pretrained(output / "video").eval()
+        return WhisperModel.from_pretrained(output / "audio").eval(), LipEncoder.from_pretrained(
+            output / "video"
+        ).eval()
 
     def build() -> nn.ModuleDict:
         return nn.ModuleDict(
@@ -114,21 +122,20 @@ def train_encoders(
         numbers = range(step * size, (step + 1) * size)
         snrs = recipe.snrs
         batch = make_batch(
-            [
-                utterance(n, snr=snrs[n % len(snrs)], noise=recipe.noise, words=WORDS_PER_UTTERANCE)
-                for n in numbers
-            ]
+            [utterance(n, snr=snrs[n % len(snrs)], noise=recipe.noise, words=WORDS_PER_UTTERANCE) for n in numbers]
         )
         sound = modules["phonemes"](modules["audio"].encoder(batch.input_features).last_hidden_state)
         sight = modules["visemes"](modules["video"](batch.video_values).last_hidden_state)
-        losses = [F.cross_entropy(x.flatten(0, 1), y.flatten()) for x, y in ((sound, batch.phonemes), (sight, batch.visemes))]
+        losses = [
+            F.cross_entropy(x.flatten(0, 1), y.flatten()) for x, y in ((sound, batch.phonemes), (sight, batch.visemes))
+        ]
         right = {
             "phoneme_accuracy": float((sound.argmax(-1) == batch.phonemes).float().mean()),
             "viseme_accuracy": float((sight.argmax(-1) == batch.visemes).float().mean()),
         }
         return losses[0] + losses[1], right
 
-    folder = RunDirectory(output, {"recipe": asdict(recipe)})
+    folder = RunDirectory(output, _about(recipe=recipe))
     if not _run("encoders", modules, step_loss, recipe.encoder_steps, recipe, folder, on_progress, stop):
         return None
     modules["audio"].save_pretrained(output / "audio")
@@ -152,7 +159,7 @@ def train_language_model(
         right = (result.logits[:, :-1].argmax(-1) == labels[:, 1:])[asked]
         return result.loss, {"token_accuracy": float(right.float().mean())}
 
-    folder = RunDirectory(output, {"recipe": asdict(recipe)})
+    folder = RunDirectory(output, _about(recipe=recipe))
     if not _run("language model", model, step_loss, recipe.text_steps, recipe, folder, on_progress, stop):
         return None
     model.save_pretrained(output)
@@ -205,7 +212,7 @@ def train_recognizer(
         shown = {} if result.balance_loss is None else {"balance_loss": float(result.balance_loss.detach())}
         return result.loss, shown
 
-    folder = RunDirectory(output, {"recipe": asdict(recipe), "task": asdict(task)})
+    folder = RunDirectory(output, _about(recipe=recipe, task=task))
     if not _run(output.name, model, step_loss, recipe.steps, recipe, folder, on_progress, stop):
         return None
     model.save_pretrained(output)

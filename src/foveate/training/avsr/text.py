@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import string
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -21,15 +22,15 @@ _BLANK = "-"
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer of words, letters and the markers of sound and video."""
     names = (*_SPECIAL, PROMPT, _BLANK, *string.ascii_lowercase, *WORDS)
-    model = models.WordLevel({name: number for number, name in enumerate(names)}, unk_token="<unk>")  # noqa: S106
+    model = models.WordLevel({name: number for number, name in enumerate(names)}, unk_token="<unk>")
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        bos_token="<s>",  # noqa: S106
-        eos_token="</s>",  # noqa: S106
-        pad_token="<pad>",  # noqa: S106
-        unk_token="<unk>",  # noqa: S106
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
         additional_special_tokens=list(_SPECIAL[1:5]),
     )
 
@@ -40,7 +41,7 @@ def transcripts(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> tuple[T
     return _padded(tokenizer, rows, [2] * len(rows))
 
 
-def _padded(tokenizer: PreTrainedTokenizerFast, rows: list[list[int]], starts: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+def _padded(tokenizer: PreTrainedTokenizerFast, rows: list[Any], starts: list[int]) -> tuple[Tensor, Tensor, Tensor]:
     length = max(map(len, rows))
     ids = torch.full((len(rows), length), tokenizer.pad_token_id)
     labels = torch.full_like(ids, -100)
@@ -65,15 +66,15 @@ def stretched_spelling(words: list[str], chance: random.Random) -> list[str]:
 
 
 def text_batch(tokenizer: PreTrainedTokenizerFast, size: int, chance: random.Random) -> tuple[Tensor, Tensor, Tensor]:
-    """Texts that a language model learns to transcribe from: words, spelled between the markers of sound, of video or
-    of both, then prompt and words."""
+    """Texts that a language model learns to transcribe from.
+
+    Words are spelled between the markers of sound, of video or of both; prompt and words follow.
+    """
     rows, starts = [], []
     for _ in range(size):
         words = [chance.choice(WORDS) for _ in range(chance.randint(1, 5))]
         names = chance.choice((("audio",), ("video",), ("audio", "video")))
-        media = [
-            token for name in names for token in (f"<{name}>", *stretched_spelling(words, chance), f"</{name}>")
-        ]
+        media = [token for name in names for token in (f"<{name}>", *stretched_spelling(words, chance), f"</{name}>")]
         rows.append(tokenizer.convert_tokens_to_ids(["<s>", *media, PROMPT, *words, "</s>"]))
         starts.append(2 + len(media))
     return _padded(tokenizer, rows, starts)

@@ -1,0 +1,96 @@
+"""The benchmark of audio-visual speech: trains, recognizes, resumes, and counts word errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from foveate.benchmark import avsr
+from foveate.core.errors import FoveateError
+from foveate.synthetic import espeak_worker
+from foveate.training.avsr import AVSRRecipe, train_language_model
+from foveate.training.avsr.text import PROMPT, build_tokenizer, text_batch, transcripts
+from foveate.training.callbacks import StopRequest
+from foveate.training.run_directory import quiet
+
+with_espeak = pytest.mark.skipif(espeak_worker.library() is None, reason="espeak-ng is not installed")
+RECIPE = AVSRRecipe(
+    utterances=6, noise="white", width=32, encoder_layers=1, text_layers=1, encoder_steps=2, encoder_batch_size=2,
+    text_steps=4, text_batch_size=4, steps=2, batch_size=4,
+)  # fmt: skip
+SETTINGS = avsr.AVSRSettings(("audio-4", "mome"), RECIPE, held_out=2, snrs=(None, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("reference", "hypothesis", "count"),
+    [("a b c", "a b c", 0), ("a b c", "a x c", 1), ("a b c", "b c", 1), ("a b c", "", 3), ("a b", "a c b d", 2)],
+)
+def test_word_errors(reference: str, hypothesis: str, count: int) -> None:
+    assert avsr.word_errors(reference.split(), hypothesis.split()) == count
+
+
+def test_text_is_masked_to_the_transcript() -> None:
+    tokenizer = build_tokenizer()
+    ids, mask, labels = transcripts(tokenizer, ["one two", "three"])
+    assert tokenizer.decode(ids[0]) == f"<s> {PROMPT} one two </s>"
+    assert mask.tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 1, 0]]
+    assert tokenizer.decode(labels[1][labels[1] != -100]) == "three </s>"
+    ids, _, labels = text_batch(tokenizer, 8, random.Random(0))
+    for row, wanted in zip(ids, labels, strict=True):
+        text = tokenizer.decode(row[row != 0]).split(f"{PROMPT} ")
+        assert text[1] == tokenizer.decode(wanted[wanted != -100])
+        assert text[0].startswith("<s> <audio>") or text[0].startswith("<s> <video>")
+
+
+def test_an_interrupted_training_ends_with_the_same_weights(tmp_path: Path) -> None:
+    tokenizer = build_tokenizer()
+    whole = train_language_model(RECIPE, tokenizer, tmp_path / "whole", quiet, StopRequest())
+    assert whole is not None
+    stop = StopRequest()
+    parts = tmp_path / "parts"
+    assert train_language_model(RECIPE, tokenizer, parts, lambda *_: stop.request(), stop) is None
+    with pytest.raises(FoveateError, match="another recipe"):
+        train_language_model(dataclasses.replace(RECIPE, seed=1), tokenizer, parts, quiet, StopRequest())
+    resumed = train_language_model(RECIPE, tokenizer, parts, quiet, StopRequest())
+    assert resumed is not None
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+@with_espeak
+def test_run_resumes_and_refuses_other_settings(tmp_path: Path) -> None:
+    path, runs = tmp_path / "avsr.json", tmp_path / "runs"
+    lines: list[str] = []
+    document = avsr.run(SETTINGS, path, runs, report=lines.append)
+    assert document["finished"]
+    assert len(document["rows"]) == 2 * (1 + 4)
+    for row in document["rows"]:
+        assert row["words"] == 6 and row["low"] <= row["wer"] <= row["high"]
+        assert row["wer"] == pytest.approx(row["errors"] / 6)
+        assert row["tokens"]["audio"] == 100 // row["audio"]
+    header, table = avsr.table(document)
+    assert header[2:] == ["clean", "0 dB"] and len(table) == 5 and table[0][0] == "llama-avsr: audio 4"
+    picture = tmp_path / "avsr.png"
+    avsr.draw(document, picture)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    # Trained models are read again, and their rows are the same.
+    path.unlink()
+    again = avsr.run(SETTINGS, path, runs, report=lines.append)
+    assert again["rows"] == document["rows"]
+    with pytest.raises(FoveateError, match="other settings"):
+        avsr.run(dataclasses.replace(SETTINGS, held_out=3), path, runs)
+
+
+def test_invalid_settings() -> None:
+    with pytest.raises(FoveateError, match="no training 'asr'"):
+        avsr.AVSRSettings(("asr",))
+    with pytest.raises(FoveateError, match="held_out is 0"):
+        avsr.AVSRSettings(held_out=0)
+    with pytest.raises(FoveateError, match="steps is 0"):
+        AVSRRecipe(steps=0)
+    with pytest.raises(FoveateError, match="snrs names no level"):
+        AVSRRecipe(snrs=())
