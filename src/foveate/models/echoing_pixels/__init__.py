@@ -17,7 +17,7 @@ def register() -> None:
     from transformers import AutoConfig, AutoModel, AutoModelForMultimodalLM
     from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 
-    from foveate.models.llava.conversion import ReleasedKey
+    from foveate.models.llava.released_weights import ReleasedKey
 
     AutoConfig.register(EchoingPixelsTextConfig.model_type, EchoingPixelsTextConfig, exist_ok=True)
     AutoConfig.register(EchoingPixelsConfig.model_type, EchoingPixelsConfig, exist_ok=True)

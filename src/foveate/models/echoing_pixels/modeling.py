@@ -59,7 +59,8 @@ class EchoingPixelsTextModel(Qwen2_5OmniThinkerTextModel):
         super().__init__(config)
         self.refiner = nn.ModuleList(Qwen2_5OmniDecoderLayer(config, i) for i in range(config.num_refiner_layers))
         for layer in self.refiner:
-            layer.get_submodule("self_attn").is_causal = False  # ty: ignore[unresolved-attribute]
+            attention: Any = layer.get_submodule("self_attn")
+            attention.is_causal = False
         self.selector = TokenSelector(config.hidden_size)
         self.generator: torch.Generator | None = None
         self.columns: Tensor | None = None

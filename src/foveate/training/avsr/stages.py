@@ -25,7 +25,7 @@ from foveate.training.next_scale import rate
 from foveate.training.run_directory import OnProgress, RunDirectory
 
 #: Steps after which the state is written, and after which a line of the log is.
-_SAVE_EVERY, _LOG_EVERY = 100, 20
+_SAVE_EVERY, _LOG_EVERY = 25, 20
 #: From the number of a step to its loss and what else the log shows.
 Step = Callable[[int], tuple[Tensor, dict[str, float]]]
 
