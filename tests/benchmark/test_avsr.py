@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from foveate import shipped
 from foveate.benchmark import avsr
 from foveate.core.errors import FoveateError
 from foveate.synthetic import espeak_worker
 from foveate.training.avsr import AVSRRecipe, train_language_model
+from foveate.training.avsr.recipe import read_recipe
 from foveate.training.avsr.text import PROMPT, build_tokenizer, text_batch, transcripts
 from foveate.training.callbacks import StopRequest
 from foveate.training.run_directory import quiet
@@ -83,6 +85,19 @@ def test_run_resumes_and_refuses_other_settings(tmp_path: Path) -> None:
     assert again["rows"] == document["rows"]
     with pytest.raises(FoveateError, match="other settings"):
         avsr.run(dataclasses.replace(SETTINGS, held_out=3), path, runs)
+
+
+def test_the_recipe_of_the_package_has_the_defaults(tmp_path: Path) -> None:
+    assert read_recipe(shipped.recipe("recipe:avsr", ".json")) == AVSRRecipe()
+    for text, sentence in (
+        ('{"stepps": 3}', "stepps"),
+        ("[1]", "no recipe"),
+        ("{", "no recipe"),
+        ('{"steps": 0}', "steps is 0"),
+    ):
+        (tmp_path / "a.json").write_text(text, encoding="utf-8")
+        with pytest.raises(FoveateError, match=sentence):
+            read_recipe(tmp_path / "a.json")
 
 
 def test_invalid_settings() -> None:

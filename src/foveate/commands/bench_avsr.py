@@ -11,6 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
+from foveate import shipped
 from foveate.commands.lists import names_in
 from foveate.commands.options import MaxMinutes, ResultAsJson
 from foveate.console import command_line, console, notes, print_json
@@ -19,6 +20,7 @@ EXAMPLES = """
     foveate bench avsr --quick
     foveate bench avsr --only audio-4,video-2,audio-visual-4-2
     foveate bench avsr --picture avsr.png
+    foveate bench avsr --recipe recipe:avsr --steps 2000
 """
 
 RESULT, RUNS = Path("benchmarks/results/avsr.json"), Path("runs/avsr")
@@ -33,6 +35,14 @@ def avsr(
     quick: Annotated[
         bool, typer.Option("--quick", help="Two trainings of two steps and few utterances, to try the command.")
     ] = False,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="JSON file of settings, or recipe:avsr of the package; the built-in ones, which are the same, by "
+            "default.",
+            show_default=False,
+        ),
+    ] = None,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Steps of projectors and adapters.", show_default="1000")
     ] = None,
@@ -68,8 +78,11 @@ def avsr(
     run that was stopped or killed continues when the command is repeated.
     """
     from foveate.benchmark import avsr as benchmark
+    from foveate.training.avsr.recipe import read_recipe
 
     settings = benchmark.quick() if quick else benchmark.AVSRSettings()
+    if recipe is not None:
+        settings = dataclasses.replace(settings, recipe=read_recipe(shipped.recipe(recipe, ".json")))
     options = {"steps": steps, "utterances": utterances, "encoder_steps": encoder_steps, "text_steps": text_steps}
     given = {name: value for name, value in (options | {"seed": seed}).items() if value is not None}
     changed = {"held_out": held_out, "threads": threads, "systems": names_in(only) or None}

@@ -215,15 +215,13 @@ class AVSRForConditionalGeneration(PreTrainedModel):
         ):
             given, values = inputs.pop(f"{name}_features", None), inputs.pop(raw, None)
             lengths = inputs.pop(f"{name}_lengths", None)
-            reads = getattr(self.config, f"reads_{name}")
-            if (given is None) == (values is None) if reads else (given is not None or values is not None):
-                raise FoveateError(
-                    f"the model reads {name}: give either {raw} or {name}_features."
-                    if reads
-                    else f"this model reads no {name}."
-                )
-            if not reads:
+            count = (given is not None) + (values is not None)
+            if not getattr(self.config, f"reads_{name}"):
+                if count:
+                    raise FoveateError(f"this model reads no {name}.")
                 continue
+            if count != 1:
+                raise FoveateError(f"the model reads {name}: give either {raw} or {name}_features.")
             states = encode(values) if given is None else given
             if lengths is None:
                 lengths = torch.full((len(states),), states.shape[1])

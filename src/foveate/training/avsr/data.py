@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import WhisperFeatureExtractor
@@ -135,7 +136,7 @@ def encode_utterances(
                 save_file({"audio": torch.cat(audio), "video": torch.cat(video), "words": words}, partial)
         try:
             parts.append(load_file(path))
-        except (OSError, ValueError, Exception) as error:  # safetensors has its own class of errors
+        except (OSError, SafetensorError) as error:
             raise FoveateError(f"{path} is damaged; remove it: {error}") from error
         on_progress(min(start + _BLOCK, len(numbers)), len(numbers))
     audio, video, words = (torch.cat([part[name] for part in parts]) for name in ("audio", "video", "words"))

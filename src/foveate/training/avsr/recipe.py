@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from transformers import LlamaConfig, WhisperConfig
 
 from foveate.core.errors import FoveateError
+from foveate.core.text_files import read_json
 from foveate.models.avsr import AVSRConfig, LipEncoderConfig
 
 #: Mel bins and seconds of Whisper's input here, and its frames.
@@ -105,6 +107,19 @@ class AVSRRecipe:
             eos_token_id=6,
             tie_word_embeddings=False,
         )
+
+
+def read_recipe(path: Path) -> AVSRRecipe:
+    """The settings of a JSON file; those that it does not name have their defaults.
+
+    Raises:
+        FoveateError: the file is invalid, or has an unknown setting.
+    """
+    try:
+        fields: dict[str, Any] = dict(read_json(path))
+        return AVSRRecipe(**fields | {"snrs": tuple(fields["snrs"])} if "snrs" in fields else fields)
+    except (ValueError, TypeError) as error:
+        raise FoveateError(f"{path} is no recipe of a speech recognizer: {error}") from error
 
 
 @dataclass(frozen=True)
