@@ -117,7 +117,9 @@ def read_recipe(path: Path) -> AVSRRecipe:
     """
     try:
         fields: dict[str, Any] = dict(read_json(path))
-        return AVSRRecipe(**fields | {"snrs": tuple(fields["snrs"])} if "snrs" in fields else fields)
+        if "snrs" in fields:
+            fields["snrs"] = tuple(fields["snrs"])
+        return AVSRRecipe(**fields)
     except (ValueError, TypeError) as error:
         raise FoveateError(f"{path} is no recipe of a speech recognizer: {error}") from error
 
