@@ -202,7 +202,7 @@ def check_length(net: Any, length: int, max_new_tokens: int) -> None:
     if longest and length + max_new_tokens > longest:
         raise FoveateError(
             f"image and question take {length} tokens; with max_new_tokens={max_new_tokens} that is more than the "
-            f"{longest} positions of this model: ask a shorter question, or give a smaller image."
+            f"{longest} positions of this model: ask a shorter question, or give a smaller image or fewer frames."
         )
 
 

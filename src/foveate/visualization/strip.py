@@ -35,12 +35,12 @@ def draw_strip(clip: Clip, document: dict[str, Any] | None) -> Image.Image:
     total, most = len(shown), MOST_COLUMNS * MOST_ROWS
     if total > most:
         shown = [shown[(2 * number + 1) * total // (2 * most)] for number in range(most)]
-    columns = min(MOST_COLUMNS, math.ceil(math.sqrt(1.5 * len(shown))))
+    rows = math.ceil(len(shown) / min(MOST_COLUMNS, math.ceil(math.sqrt(1.5 * len(shown)))))
+    columns = math.ceil(len(shown) / rows)
     side = (width + BETWEEN) // columns - BETWEEN
     panels = [draw_crops(document, frame, crops, (side, TALLEST_FRAME)) for frame, crops, _, _ in shown]
     step_across, step_down = panels[0].width + BETWEEN, panels[0].height + CAPTION + BETWEEN
     legend = draw_legend(document) if document else None
-    rows = -(-len(shown) // columns)
     heading = 64
     tall = max(rows * step_down, legend.height if legend else 0)
     block, draw = blank(heading + tall)
@@ -75,6 +75,7 @@ def _frames(clip: Clip, document: dict[str, Any] | None) -> list[tuple[Image.Ima
     found = []
     for number, crop in enumerate(crops):
         place = min(number * merged, len(clip.frames) - 1)
-        time = crop.get("seconds", clip.timestamps[place])
+        # Not the time that the model is told, which may be that of a constant rate.
+        time = clip.timestamps[place]
         found.append((Image.fromarray(clip.frames[place]), [crop], time, f": {crop['kept']} of {crop['tokens']}"))
     return found
