@@ -33,7 +33,7 @@ def train_method(
     as_json: bool = False,
     **options: Any,
 ) -> None:
-    """Train the weights of a method for a model whose own weights stay frozen.
+    """Train the weights of a method for a model, whose own weights stay frozen unless the trainer says otherwise.
 
     Args:
         name: Name of the method.
@@ -111,7 +111,8 @@ def command_of(name: str) -> tuple[Callable[..., None], str]:
     parameters += [_parameter("device", WhereItRuns, None), _parameter("as_json", Json, False)]
     run.__signature__ = inspect.Signature(parameters)  # ty: ignore[missing-attribute]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    more = "The model's own weights stay frozen."
+    own = "are trained and written with its processor" if trainer.trains_model else "stay frozen"
+    more = f"The model's own weights {own}."
     if trainer.resumable:
         more += (
             " The trained weights are evaluated at the end. After an interruption (Ctrl-C or SIGTERM) the same command "

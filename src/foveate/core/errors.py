@@ -26,6 +26,8 @@ CODES = {
     "needs-timestamps": "needs the time of every frame, which neither the call nor the prompt says",
     "needs-known-measurement": "needs something that no probe of a live model measures",
     "needs-later-block": "needs blocks of the encoder behind the last one that is read",
+    "needs-two-turns": "reads an image a second time where the model asks for it, which takes two calls of the model",
+    "needs-asking-model": "needs a model that was trained to ask for more of an image",
     "needs-nested-connector": "needs a connector that was trained to give several numbers of tokens",
     "needs-more-blocks": "needs more blocks to merge so many tokens",
     "needs-weights": "needs trained weights",

@@ -20,6 +20,7 @@ class Site(StrEnum):
     """Where in the model a method acts."""
 
     FRAMES = "frames"
+    ACQUISITION = "acquisition"
     IMAGE = "image"
     ENCODER = "encoder"
     CONNECTOR = "connector"

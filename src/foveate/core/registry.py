@@ -27,6 +27,7 @@ from foveate.core.plugin_names import GROUP, IMPORTS
 
 #: Packages of the methods of this library, by site. They are imported when a method is first looked up.
 PACKAGES = {
+    Site.ACQUISITION: ("foveate.methods.acquisition",),
     Site.FRAMES: ("foveate.methods.frames",),
     Site.IMAGE: ("foveate.methods.image",),
     Site.ENCODER: ("foveate.methods.encoder",),

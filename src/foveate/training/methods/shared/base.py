@@ -21,7 +21,7 @@ StepConfig = TypeVar("StepConfig", bound=TrainConfig)
 
 
 class MethodTrainer(ABC, Generic[Config]):
-    """Trainer of the weights that one method needs for one model; the model's own weights are frozen.
+    """Trainer of the weights that one method needs for one model; the model's own weights are frozen by default.
 
     `foveate train-method NAME` makes one of its options, lets it read its data, opens the directory of the run, loads
     the model, and calls `fit`, `save` and `evaluate`. A trainer is one file, `training/methods/NAME.py`, whose first
@@ -37,6 +37,7 @@ class MethodTrainer(ABC, Generic[Config]):
         output: What is written, as an example: a folder, or a file with its suffix.
         resumable: Whether a stopped run can go on, and stops after some minutes.
         needs_model: Whether a model must be named; else it is the embedded one by default.
+        trains_model: Whether the model's own weights are trained, and written with it.
         examples: Command lines, one a line.
     """
 
@@ -45,6 +46,7 @@ class MethodTrainer(ABC, Generic[Config]):
     output: ClassVar[str]
     resumable: ClassVar[bool] = True
     needs_model: ClassVar[bool] = False
+    trains_model: ClassVar[bool] = False
     examples: ClassVar[str] = ""
 
     def __init__(self, config: Config) -> None:
