@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from foveate.answering import answer_batch
+from foveate.answering.acquisition import answer_batch_acquiring
 from foveate.clips import open_clip
+from foveate.core.acquisition import AcquisitionMethod, split_acquisition
 from foveate.core.errors import FoveateError, check_text
 from foveate.core.full_model import is_full_model
 from foveate.core.plan import Plan
@@ -249,11 +251,13 @@ def answer_questions(
         max_new_tokens: Length at which answers are cut off.
 
     Returns:
-        A row for each: number, id, question, plan, and text or error.
+        A row for each: number, id, question, plan, and text or error; under an acquisition also the number of turns,
+            image tokens at the end and of the original image, and why tool calls were not followed.
     """
     question_plan = questions[0].plan
     chosen = plan if question_plan is None else None if is_full_model(question_plan) else Plan.of(question_plan)
     sampler = None if chosen is None else chosen.frame_step
+    acquisition: AcquisitionMethod | None = None
     rows: dict[int, dict[str, Any]] = {}
     conversations = []
     for question in questions:
@@ -271,8 +275,13 @@ def answer_questions(
 
     def answer(some: Sequence[tuple[Question, dict[str, Any], Any]]) -> None:
         limits = [question.max_new_tokens or max_new_tokens for question, _, _ in some]
+        asked = [messages for _, _, messages in some]
         try:
-            texts = answer_batch(model, processor, [messages for _, _, messages in some], limits)
+            if acquisition is None:
+                results = [{"text": text} for text in answer_batch(model, processor, asked, limits)]
+            else:
+                acquired = answer_batch_acquiring(model, processor, asked, limits, acquisition)
+                results = [{"text": one.text, **one.as_json()} for one in acquired]
         except FoveateError as error:
             if len(some) == 1:
                 question, head, _ = some[0]
@@ -281,12 +290,13 @@ def answer_questions(
             for entry in some:
                 answer([entry])
             return
-        for (question, head, _), text in zip(some, texts, strict=True):
-            rows[question.number] = {**head, "text": text}
+        for (question, head, _), result in zip(some, results, strict=True):
+            rows[question.number] = {**head, **result}
 
     if conversations:
         try:
-            with _following(model, chosen):
+            acquisition, attached = split_acquisition(chosen, getattr(model, "name_or_path", ""))
+            with _following(model, attached):
                 answer(conversations)
         except FoveateError as error:  # the model cannot follow the plan, or not be freed of it: not the run's end
             for question, head, _ in conversations:
@@ -332,7 +342,10 @@ def answer_file(
             not be written.
     """
     remaining = [question for question in questions if question.number not in output.done]
-    with _following(model, plan):
+    acquisition, attached = split_acquisition(plan, getattr(model, "name_or_path", ""))
+    if acquisition is not None:
+        acquisition.read_prompts()
+    with _following(model, attached):
         pass
     for batch in batches(remaining, batch_size):
         output.add(answer_questions(model, processor, batch, plan, max_new_tokens))

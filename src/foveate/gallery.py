@@ -45,6 +45,8 @@ def verdict(method: Any, family: Family) -> Verdict:
         if not family.reads_clips:
             return _no(Refusal("needs-clips", f"{method.name} chooses frames of clips, and {family.title} reads none"))
         return Verdict("runs")
+    if method.site is Site.ACQUISITION:  # two calls of any model, nothing is attached
+        return Verdict("runs", conditions=("needs-asking-model",))
     try:
         check_sites(Plan((Step(method),)), family)
     except FoveateError as error:

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.utils import logging
 
+from foveate.core.acquisition import split_acquisition
 from foveate.core.errors import FoveateError
 from foveate.core.full_model import is_full_model
 from foveate.core.plan import PLAN_FILE, Plan
@@ -192,17 +193,24 @@ def load_apart(
 ) -> tuple[Any, Any, Plan | None]:
     """Load like `load` and with its options, but return the plan instead of attaching it, for switching plans.
 
+    The plan may begin with an acquisition, which nothing attaches to a model.
+
     Raises:
         FoveateError: as `load` does; a plan that cannot act on this model is refused too.
     """
     from foveate.runtime import handle_of
 
-    model, processor = load(name, plan=plan, **options)
+    if isinstance(plan, str):
+        plan = plan_beside(name, options.get("revision")) if plan == "saved" else Plan.of(plan)
+    acquisition, attached = split_acquisition(plan, locate(name))
+    model, processor = load(name, plan=attached, **options)
+    if acquisition is not None:
+        acquisition.read_prompts()
     handle = handle_of(model)
     if handle is None:
-        return model, processor, None
+        return model, processor, plan
     handle.restore()
-    return model, processor, handle.plan
+    return model, processor, handle.plan if acquisition is None else plan
 
 
 def _saved_plan(location: str, where: dict[str, Any]) -> Plan | None:

@@ -6,10 +6,11 @@ when it ends. They see every model of `AutoModelForImageTextToText`; a ViT-UHD a
 `answer_batch` answers many conversations at once and keeps no account.
 """
 
+from foveate.answering.acquisition import Turn
 from foveate.answering.answer import PARTS, Answer, Tokens
 from foveate.answering.asking import ask
 from foveate.answering.conversations import answer_batch
 from foveate.answering.pooling import Pooling
 from foveate.answering.stages import Stage
 
-__all__ = ["PARTS", "Answer", "Pooling", "Stage", "Tokens", "answer_batch", "ask"]
+__all__ = ["PARTS", "Answer", "Pooling", "Stage", "Tokens", "Turn", "answer_batch", "ask"]

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from typing import Any
 
+from foveate.answering.acquisition import Turn
 from foveate.answering.pooling import Pooling
 from foveate.answering.stages import Stage
 
@@ -82,7 +83,9 @@ class Answer:
         draft: report of a draft, as plain values (`foveate.runtime.Speculation`), or None.
         frames: number of frames of a clip that were read; None for images.
         timestamps: seconds of each of these frames from the first one of the clip; None for images.
-        warnings: how the images differ from those that the model was trained on, where it says what these were.
+        turns: the turns under a plan that begins with an acquisition, such as visionthink.
+        warnings: tool calls that were not followed, and how the images differ from those that the model was trained on,
+            where it says what these were.
     """
 
     text: str
@@ -101,6 +104,7 @@ class Answer:
     frames: int | None = None
     timestamps: list[float] | None = None
     warnings: list[str] = field(default_factory=list)
+    turns: list[Turn] = field(default_factory=list)
 
     @property
     def image_size(self) -> tuple[int, int] | None:
@@ -116,6 +120,7 @@ class Answer:
         """Return the answer as plain JSON values without pooling maps; ``inert``: whether the plan kept every token."""
         document = {name: value for name, value in vars(self).items() if name != "pooling"}
         document["image_size"] = self.image_size
+        document["turns"] = [asdict(turn) for turn in self.turns]
         document["stages"] = [asdict(stage) for stage in self.stages]
         document["tokens"] = asdict(self.tokens)
         document["inert"] = self.inert

@@ -7,21 +7,41 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 from transformers import TextStreamer
 
+from foveate.answering.acquisition import (
+    AGAIN,
+    Turn,
+    call_in,
+    first_messages,
+    image_tokens_of,
+    only_image,
+    region,
+    second_messages,
+)
 from foveate.answering.answer import Answer, Tokens
-from foveate.answering.conversations import check_length, greedy, inputs_of, placeholders, tokenizer_of
+from foveate.answering.conversations import (
+    check_length,
+    greedy,
+    inputs_of_batch,
+    messages_of,
+    placeholders,
+    tokenizer_of,
+)
 from foveate.answering.limits import beyond_training
 from foveate.answering.pooling import pooling_of
 from foveate.answering.selections import placed, placed_view, seen_of, selected, views_of
 from foveate.answering.stages import stages_of, with_plan
 from foveate.answering.trace import Trace
 from foveate.clips import Clip, VideoFile, clip_of_frames, is_clip, open_clip
+from foveate.core.acquisition import AcquisitionMethod, ToolCall, answer_in, calls_again, split_acquisition
 from foveate.core.errors import FoveateError, Refusal, check_text
 from foveate.core.plan import Plan
 from foveate.fetching import MAX_VIDEO_BYTES, VIDEO_SECONDS, fetch, is_address
@@ -65,8 +85,9 @@ def ask(
         model: a folder or Hub id, or ``(model, processor)`` as `load` returns them; the embedded model by default. The
             last model loaded by name is kept for the next question.
         plan: token compression for this question: anything that `foveate.compress` takes,
-            such as ``"divprune:25%"``. A first step such as ``scene:16`` chooses the frames of a clip. By default the
-            plan that is attached to the model or saved with it, if any.
+            such as ``"divprune:25%"``. A first step such as ``scene:16`` chooses the frames of a clip; one such as
+            ``visionthink`` lets a model that was trained for it ask for more of an image. By default the plan that is
+            attached to the model or saved with it, if any.
         budget: of a plan of one step that has none, as `foveate.compress` takes it.
         frames: in place of `image`: the frames of a clip, images of one size in any form that `open_image` reads.
         timestamps: ``(T,)`` ascending seconds of `frames`; None: two frames per second.
@@ -115,68 +136,162 @@ def ask(
     if keep_pooling and len(visuals) > 1:
         raise FoveateError("a figure shows one image or one clip: leave it out for several images.")
     net, processor, name = _model(model, wanted is None, loading)
+    acquisition, followed = split_acquisition(followed, getattr(net, "name_or_path", ""))
+    run = _Run(net, processor, name, question, visuals, wanted, followed, draft, max_new_tokens)
+    if acquisition is None:
+        return run.answer(messages_of(visuals, question, system), opening, stream, keep_pooling)
+    if keep_pooling:
+        raise FoveateError(f"a figure shows one image in one turn: leave it out for {acquisition.name}.")
+    return _acquire(run, acquisition, only_image(visuals), system, opening, stream)
 
-    start = time.perf_counter()
-    inputs = inputs_of(net, processor, visuals, question, system)
-    length = inputs["input_ids"].shape[1]
-    check_length(net, length, max_new_tokens)
-    preprocess = opening + time.perf_counter() - start
-    trace = Trace(net)
 
-    following = _following(net, processor, wanted is None, followed)
-    drafting = nullcontext() if draft is None else speculate(net, draft)
-    with following as handle, drafting as speculation, torch.inference_mode(), trace.watching():
-        started = trace.now()
-        output = net.generate(
-            **inputs,
-            generation_config=greedy(net, max_new_tokens),
-            streamer=None if stream is None else _Stream(tokenizer_of(processor), stream),
-        )
-        finished = trace.now()
-        reports = () if handle is None else handle.report().images
-    written = output[0] if net.config.is_encoder_decoder else output[0, length:]
+@dataclass(frozen=True)
+class _Run:
+    """What the turns of a question have in common; `followed` are the steps of the plan that a model follows."""
 
-    times = {"preprocess": preprocess, **trace.times(finished), "total": preprocess + finished - started}
-    stages, processed_size = stages_of(net, trace, inputs)
-    unmerged = max(stage.tokens for stage in stages)
-    if "grid_hws" in inputs:  # also where a plan made the image smaller
-        unmerged = max(unmerged, int(inputs["grid_hws"].prod(-1).sum()))
-    read = full = stages[-1].tokens
-    layers = getattr(net.config.get_text_config(decoder=True), "num_hidden_layers", 0)
-    by_layer = [read] * layers
-    sizes = [visual.size for visual in visuals]
-    if handle is not None and reports:
-        read, full = (sum(getattr(report, name) for report in reports) for name in ("tokens_kept", "tokens_in"))
-        by_layer = [sum(counts) for counts in zip(*(report.tokens_by_layer(layers) for report in reports), strict=True)]
-        stages = with_plan(stages, handle.plan, reports)
-    return Answer(
-        text=tokenizer_of(processor).decode(written, skip_special_tokens=True).strip(),
-        question=question,
-        model=name,
-        image_sizes=sizes,
-        frames=None if clip is None else len(clip.frames),
-        timestamps=None if clip is None else list(clip.timestamps),
-        processed_size=processed_size,
-        stages=stages,
-        tokens=Tokens(
-            read=read,
-            full=full,
-            unmerged=unmerged,
-            text=length - placeholders(net, inputs["input_ids"]),
-            generated=len(written),
-            by_layer=by_layer,
-        ),
-        times=times,
-        device=str(net.device),
-        plan=str(wanted) if wanted is not None else None if handle is None else str(handle.plan),
-        selection=[] if handle is None else _selections(reports, handle.family.whole_tile, processor, sizes, clip),
-        pooling=pooling_of(net, inputs) if keep_pooling and processed_size is not None else [],
-        draft=None if speculation is None else speculation.report().as_json(),
-        warnings=list(
-            dict.fromkeys(
-                text for one in visuals if not isinstance(one, Clip) for text in beyond_training(processor, one)
+    net: Any
+    processor: Any
+    name: str
+    question: str
+    visuals: list[Any]
+    plan: Plan | None
+    followed: Plan | None
+    draft: Any
+    max_new_tokens: int
+
+    def answer(
+        self,
+        messages: list[dict[str, Any]],
+        opening: float = 0.0,
+        stream: Callable[[str], object] | None = None,
+        keep_pooling: bool = False,
+    ) -> Answer:
+        """Answer the last of some messages.
+
+        Args:
+            messages: Of the conversation.
+            opening: Seconds that opening its images took.
+            stream: See `ask`.
+            keep_pooling: See `ask`.
+        """
+        net, processor, visuals, wanted = self.net, self.processor, self.visuals, self.plan
+        clip = next((one for one in visuals if isinstance(one, Clip)), None)
+
+        start = time.perf_counter()
+        inputs = inputs_of_batch(net, processor, [messages])
+        length = inputs["input_ids"].shape[1]
+        check_length(net, length, self.max_new_tokens)
+        preprocess = opening + time.perf_counter() - start
+        trace = Trace(net)
+
+        following = _following(net, processor, wanted is None, self.followed)
+        drafting = nullcontext() if self.draft is None else speculate(net, self.draft)
+        with following as handle, drafting as speculation, torch.inference_mode(), trace.watching():
+            started = trace.now()
+            output = net.generate(
+                **inputs,
+                generation_config=greedy(net, self.max_new_tokens),
+                streamer=None if stream is None else _Stream(tokenizer_of(processor), stream),
             )
-        ),
+            finished = trace.now()
+            reports = () if handle is None else handle.report().images
+        written = output[0] if net.config.is_encoder_decoder else output[0, length:]
+
+        times = {"preprocess": preprocess, **trace.times(finished), "total": preprocess + finished - started}
+        stages, processed_size = stages_of(net, trace, inputs)
+        unmerged = max(stage.tokens for stage in stages)
+        if "grid_hws" in inputs:  # also where a plan made the image smaller
+            unmerged = max(unmerged, int(inputs["grid_hws"].prod(-1).sum()))
+        read = full = stages[-1].tokens
+        layers = getattr(net.config.get_text_config(decoder=True), "num_hidden_layers", 0)
+        by_layer = [read] * layers
+        sizes = [visual.size for visual in visuals]
+        if handle is not None and reports:
+            read, full = (sum(getattr(report, name) for report in reports) for name in ("tokens_kept", "tokens_in"))
+            by_layer = [sum(counts) for counts in zip(*(report.tokens_by_layer(layers) for report in reports), strict=True)]
+            stages = with_plan(stages, handle.plan, reports)
+        return Answer(
+            text=tokenizer_of(processor).decode(written, skip_special_tokens=True).strip(),
+            question=self.question,
+            model=self.name,
+            image_sizes=sizes,
+            frames=None if clip is None else len(clip.frames),
+            timestamps=None if clip is None else list(clip.timestamps),
+            processed_size=processed_size,
+            stages=stages,
+            tokens=Tokens(
+                read=read,
+                full=full,
+                unmerged=unmerged,
+                text=length - placeholders(net, inputs["input_ids"]),
+                generated=len(written),
+                by_layer=by_layer,
+            ),
+            times=times,
+            device=str(net.device),
+            plan=str(wanted) if wanted is not None else None if handle is None else str(handle.plan),
+            selection=[] if handle is None else _selections(reports, handle.family.whole_tile, processor, sizes, clip),
+            pooling=pooling_of(net, inputs) if keep_pooling and processed_size is not None else [],
+            draft=None if speculation is None else speculation.report().as_json(),
+            warnings=list(
+                dict.fromkeys(
+                    text for one in visuals if not isinstance(one, Clip) for text in beyond_training(processor, one)
+                )
+            ),
+        )
+
+
+def _acquire(
+    run: _Run,
+    method: AcquisitionMethod,
+    image: Image.Image,
+    system: str | None,
+    opening: float,
+    stream: Callable[[str], object] | None,
+) -> Answer:
+    """Answer a question in one or two turns.
+
+    Tokens are those of the last turn, whose context holds all images; times are those of both turns.
+    """
+    prompts = method.read_prompts()
+    messages = first_messages(method, prompts, image, run.question, system)
+    shown = messages[-1]["content"][0]["image"]
+    answer = replace(run, visuals=[shown]).answer(messages, opening)
+    call, problem = call_in(method, answer.text, image)
+    answers, turns = [answer], [_turn(answer, call, problem)]
+    if call is not None:
+        second = region(image.convert("RGB"), call)
+        messages = second_messages(prompts, messages, answer.text, second)
+        answer = replace(run, visuals=[shown, second]).answer(messages)
+        answers.append(answer)
+        turns.append(_turn(answer, None, AGAIN if calls_again(answer.text) else None))
+    text = answer_in(answer.text)
+    if stream is not None:
+        stream(text)
+    parts = dict.fromkeys(name for one in answers for name in one.times)
+    full = image_tokens_of(run.net, run.processor, image)
+    return replace(
+        answer,
+        text=text,
+        image_sizes=[image.size],
+        tokens=replace(answer.tokens, full=full, generated=sum(one.tokens.generated for one in answers)),
+        times={name: sum(one.times.get(name, 0.0) for one in answers) for name in parts},
+        selection=[],
+        warnings=list(dict.fromkeys([*answer.warnings, *(turn.problem for turn in turns if turn.problem)])),
+        turns=turns,
+    )
+
+
+def _turn(answer: Answer, call: ToolCall | None, problem: str | None) -> Turn:
+    tokens = answer.tokens
+    return Turn(
+        answer.text,
+        answer.image_sizes,
+        tokens.read + tokens.text,
+        tokens.read,
+        tokens.generated,
+        None if call is None else call.as_json(),
+        problem,
     )
 
 

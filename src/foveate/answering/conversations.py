@@ -66,11 +66,16 @@ def inputs_of(net: Any, processor: Any, visuals: Any, question: str, system: str
         FoveateError: the model or its chat template has no place for one of them.
     """
     shown = visuals if isinstance(visuals, list) else [visuals]
-    parts = [{"type": (kind := "video" if isinstance(one, Clip) else "image"), kind: one} for one in shown]
+    return inputs_of_batch(net, processor, [messages_of(shown, question, system)])
+
+
+def messages_of(visuals: Sequence[Any], question: str, system: str | None = None) -> list[dict[str, Any]]:
+    """Messages of one question about images or a clip, which come before it; and a system prompt, if there is one."""
+    parts = [{"type": (kind := "video" if isinstance(one, Clip) else "image"), kind: one} for one in visuals]
     messages = [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
     if system is not None:
         messages.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
-    return inputs_of_batch(net, processor, [messages])
+    return messages
 
 
 def inputs_of_batch(model: Any, processor: Any, conversations: Sequence[Sequence[dict[str, Any]]]) -> Any:

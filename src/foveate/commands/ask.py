@@ -31,6 +31,7 @@ EXAMPLES = """
     foveate ask clip.mp4 "What happens?" --model Qwen/Qwen2.5-VL-7B-Instruct --dtype bfloat16 --device-map auto
     foveate ask clip.mp4 "Who scores?" --model Qwen/Qwen3-VL-8B-Instruct --plan "scene:16 + divprune:25%"
     foveate ask examples/receipt.png "What is the total?" --draft draft
+    foveate ask page.png "What is the number?" --model path/to/folder --plan visionthink
 """
 
 #: Options that may stand without a value, and the value that they then have.
@@ -67,7 +68,8 @@ def ask(
     plan: Annotated[
         str | None,
         typer.Option(
-            help="Plan of token compression, such as 'divprune:25%' (see foveate methods).",
+            help="Plan of token compression, such as 'divprune:25%', or visionthink for a model that was trained to "
+            "ask for more of an image (see foveate methods).",
             show_default="the plan saved with the model, if any",
         ),
     ] = None,
@@ -212,6 +214,11 @@ def _print_report(answer: Answer) -> None:
         "tokens": f"the language model reads {tokens.summary(f'the {kind}')}; and {tokens.text} of text",
         "time": f"{1000 * times['total']:.0f} ms on {answer.device}: {parts}",
         **plan,
+        **{
+            f"turn {number}": f"{turn.image_tokens} image tokens, {turn.generated} written"
+            + ("" if turn.call is None else f"; the model calls {turn.call['name']} {turn.call['arguments']}")
+            for number, turn in enumerate(answer.turns, 1)
+        },
     }.items():
         console.print(f"{name:9} {value}", markup=False, soft_wrap=True)
     table = Table(box=None, pad_edge=False, header_style="dim")

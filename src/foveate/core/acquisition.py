@@ -7,7 +7,7 @@ import json
 import re
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
@@ -15,6 +15,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 from foveate.core.errors import FoveateError
 from foveate.core.files import write_json
 from foveate.core.method import BudgetRule, Method, Site
+from foveate.core.plan import Plan
 from foveate.core.text_files import read_json
 from foveate.core.weights import file_of
 
@@ -141,7 +142,7 @@ class AcquisitionMethod(Method):
     prompts: str = ""
 
     #: Prompts next to the model. No field: a plan reads the same whatever model it is used with.
-    _resolved: str = ""
+    _resolved: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompts", str(self.prompts))
@@ -224,6 +225,30 @@ class AcquisitionMethod(Method):
         Raises:
             ToolCallError: they are impossible.
         """
+
+
+def split_acquisition(
+    plan: Plan | None, location: str | PathLike[str] = ""
+) -> tuple[AcquisitionMethod | None, Plan | None]:
+    """Divide a plan into an acquisition, if it begins with one, and the steps that follow, which can be attached.
+
+    Args:
+        plan: Of a request.
+        location: Folder or Hub id of the model, next to which its prompts are.
+
+    Raises:
+        FoveateError: an acquisition is not the first step.
+    """
+    if plan is None:
+        return None, None
+    first, *others = plan.steps
+    if misplaced := [step for step in others if isinstance(step.method, AcquisitionMethod)]:
+        raise FoveateError(
+            f"{misplaced[0]} decides which images the model reads: it must come first in a plan, and once."
+        )
+    if not isinstance(first.method, AcquisitionMethod):
+        return None, plan
+    return first.method.resolve_weights(location), replace(plan, steps=tuple(others)) if others else None
 
 
 def answer_in(text: str) -> str:

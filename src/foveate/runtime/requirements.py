@@ -26,6 +26,15 @@ def check_sites(plan: Plan, family: Family) -> None:
     """Raise FoveateError for an impossible order of steps, or a site that the family lacks."""
     for place, step in enumerate(plan.steps):
         method = step.method
+        if method.site is Site.ACQUISITION:
+            raise FoveateError(
+                Refusal(
+                    "needs-two-turns",
+                    f"{method.name} reads an image again where the model asks for it, in a second call of the model, "
+                    "and cannot be attached to it",
+                    f"use foveate.ask(image, question, model, '{step}'), foveate ask, foveate batch or foveate serve",
+                )
+            )
         if place and method.site in _FIRST:
             raise _wrong_order(f"{method.name} {_FIRST[method.site]}", "it must come first in a plan")
         if method.site is Site.FRAMES:

@@ -18,6 +18,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingRes
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
+from foveate.core.acquisition import split_acquisition
 from foveate.core.errors import FoveateError
 from foveate.core.plan import Plan
 from foveate.serving import openapi, protocol
@@ -27,7 +28,7 @@ from foveate.serving.generation import FirstToken, Piece, Sampling
 from foveate.serving.limits import BusyError, ByteCounter, EngineDeadError, Share
 from foveate.serving.middleware import Guard
 from foveate.serving.protocol import ChatRequest
-from foveate.serving.responses import Writer, error_body
+from foveate.serving.responses import Writer, called, error_body
 from foveate.serving.result import Result, usage_of
 from foveate.serving.sources import Sources
 
@@ -204,8 +205,7 @@ def build(
                 if isinstance(piece, Result):
                     results[number] = piece
             ordered = [results[number] for number in range(body.choices)]
-            choices = [(result.text, result.reason, result.logprobs) for result in ordered]
-            return answer_with(200, Writer(name).completion(choices, usage_of(ordered)), headers)
+            return answer_with(200, Writer(name).completion(ordered, usage_of(ordered)), headers)
 
     if not origins:
         return app
@@ -264,6 +264,16 @@ async def _begin(
     if body.choices > limits.batch:
         raise FieldError("n", f"at most {limits.batch} answers per request are possible, not {body.choices}.")
     chosen = protocol.plan_of(body.foveate, default_plan)
+    hands_over = body.foveate is not None and body.foveate.second_turn == "client"
+    try:
+        acquisition, _ = split_acquisition(chosen)
+    except FoveateError as error:
+        raise FieldError("foveate.plan", error) from None
+    if hands_over and acquisition is None:
+        raise FieldError(
+            "foveate.second_turn",
+            "no second turn is possible without a plan that begins with one, such as visionthink.",
+        )
     sampler = None if chosen is None else chosen.frame_step
     visuals = []
     for place, kind, url in body.visuals:
@@ -286,7 +296,7 @@ async def _begin(
         seed = None if body.seed is None else body.seed + number
         top_p = 1.0 if body.top_p is None else body.top_p
         sampling = Sampling(body.temperature or 0.0, top_p, seed, body.top)
-        job = Job(messages, chosen, body.limit, sampling, body.stops, partial(deliver, number), body.stream)
+        job = Job(messages, chosen, body.limit, sampling, body.stops, partial(deliver, number), body.stream, hands_over)
         engine.submit(job)
         jobs.append(job)
     return inbox
@@ -329,7 +339,7 @@ async def _stream(body: ChatRequest, inbox: Inbox, writer: Writer) -> AsyncGener
             )
         elif isinstance(piece, Result):
             results[number] = piece
-            yield _event(writer.chunk(number, {}, piece.reason))
+            yield _event(writer.chunk(number, called(piece), piece.reason))
         elif isinstance(piece, BaseException):  # the status is sent already
             known = isinstance(piece, (FoveateError, BusyError, EngineDeadError))
             yield _event(error_body(str(piece) if known else "the server failed on this request.", "server_error"))

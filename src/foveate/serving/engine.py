@@ -18,13 +18,22 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
+from PIL import Image
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
+from foveate.answering.acquisition import (
+    AGAIN,
+    call_in,
+    image_tokens_of,
+    open_conversation,
+    region,
+    second_messages,
+)
 from foveate.answering.conversations import (
     ImageTokens,
     check_length,
@@ -33,6 +42,7 @@ from foveate.answering.conversations import (
     inputs_of_batch,
     tokenizer_of,
 )
+from foveate.core.acquisition import AcquisitionMethod, ToolCall, calls_again, split_acquisition
 from foveate.core.errors import FoveateError
 from foveate.core.plan import Plan
 from foveate.runtime import Handle, compress
@@ -47,7 +57,7 @@ from foveate.serving.generation import (
 )
 from foveate.serving.limits import BusyError, EngineDeadError, Limits
 from foveate.serving.metrics import Metrics
-from foveate.serving.result import Result
+from foveate.serving.result import Result, TurnUsage
 
 log = logging.getLogger("foveate.serving")
 _FAILED = "the model of this server has failed, and no request can be answered; see the server's log."
@@ -66,6 +76,7 @@ class Job:
         deliver: Called from the engine's thread with `FirstToken`, with pieces of text, then once with a `Result` or an
             exception.
         streamed: Whether pieces are delivered as they are made: a partly delivered answer cannot restart elsewhere.
+        hands_over: Whether a tool call for more of an image is handed to the client.
         arrived: When it was complete, on `time.monotonic`.
     """
 
@@ -76,6 +87,7 @@ class Job:
     stops: tuple[str, ...]
     deliver: Callable[[FirstToken | Piece | Result | BaseException], object]
     streamed: bool = True
+    hands_over: bool = False
     arrived: float = field(default_factory=time.monotonic)
     cancelled: threading.Event = field(default_factory=threading.Event)
     begun: bool = False
@@ -276,10 +288,25 @@ class Engine:
 
     @torch.inference_mode()
     def _generate(self, batch: list[Job]) -> None:
-        self._attach(batch[0].model_plan)
-        inputs = inputs_of_batch(self.model, self.processor, [job.messages for job in batch])
+        acquisition, plan = split_acquisition(batch[0].model_plan, getattr(self.model, "name_or_path", ""))
+        self._attach(plan)
+        if acquisition is not None:
+            self._acquire(batch, acquisition)
+            return
+        passes = self._run(batch, [job.messages for job in batch], [job.deliver for job in batch])
+        for job, (row, length, images) in zip(batch, passes, strict=True):
+            self._finish(job, row, length, images)
+
+    def _run(
+        self, batch: list[Job], messages: Sequence[list[dict[str, Any]]], receivers: Sequence[Callable[[Any], object]]
+    ) -> list[tuple[GenerationState, int, ImageTokens]]:
+        """Generate one turn of every job: its text, the tokens of its prompt, and the image tokens among them."""
+        inputs = inputs_of_batch(self.model, self.processor, messages)
         lengths = inputs["attention_mask"].sum(dim=1).tolist()
-        rows = [self._row(job, self._limit(job, length)) for job, length in zip(batch, lengths, strict=True)]
+        rows = [
+            self._row(job, self._limit(job, length), receive)
+            for job, length, receive in zip(batch, lengths, receivers, strict=True)
+        ]
         config = greedy(self.model, max(row.limit for row in rows))
         sampling = [job.sampling for job in batch]
         logprobs = LogprobRecorder(sampling, tokenizer_of(self.processor))
@@ -292,8 +319,62 @@ class Engine:
             stopping_criteria=StoppingCriteriaList([StopCriterion(rows, lambda: self._stepped(batch, rows), logprobs)]),
         )
         counts = image_tokens(self.model, inputs["input_ids"])
-        for job, row, length, images in zip(batch, rows, lengths, counts, strict=True):
-            self._finish(job, row, length, images)
+        return list(zip(rows, lengths, counts, strict=True))
+
+    def _acquire(self, batch: list[Job], method: AcquisitionMethod) -> None:
+        """Answer requests in one or two turns. Text of a first turn is held back until it is known to be the answer."""
+        prompts = method.read_prompts()
+        opened = [open_conversation(method, prompts, job.messages) for job in batch]
+        held: list[list[Any]] = [[] for _ in batch]
+        following: list[tuple[Job, list[dict[str, Any]], TurnUsage, Image.Image]] = []
+        passes = self._run(batch, [one.messages for one in opened], [pieces.append for pieces in held])
+        for job, one, pieces, (row, length, images) in zip(batch, opened, held, passes, strict=True):
+            turn = _usage(row, length, images)
+            call, problem = (None, None) if one.is_second else call_in(method, row.text, one.image)
+            if one.is_second and calls_again(row.text):
+                problem = AGAIN
+            if call is not None and not job.hands_over and row.reason == "stop":
+                shown = region(one.image.convert("RGB"), call)
+                following.append((job, second_messages(prompts, one.messages, row.text, shown), turn, one.image))
+                continue
+            for piece in pieces:
+                job.deliver(piece)
+            self._finish_acquired(job, row, images, [turn], one.image, call if job.hands_over else None, problem)
+        if not following:
+            return
+        again, messages, firsts, originals = zip(*following, strict=True)
+        passes = self._run(list(again), messages, [job.deliver for job in again])
+        for job, first, image, (row, length, images) in zip(again, firsts, originals, passes, strict=True):
+            problem = AGAIN if calls_again(row.text) else None
+            self._finish_acquired(job, row, images, [first, _usage(row, length, images)], image, None, problem)
+
+    def _finish_acquired(
+        self,
+        job: Job,
+        row: GenerationState,
+        images: ImageTokens,
+        turns: list[TurnUsage],
+        image: Image.Image,
+        call: ToolCall | None,
+        problem: str | None,
+    ) -> None:
+        full = image_tokens_of(self.model, self.processor, image)
+        counted = ImageTokens(full, sum(turn.image_tokens for turn in turns), images.read)
+        logprobs = None if job.sampling.top_logprobs is None else tuple(logprob for _, logprob in row.logprobs)
+        result = Result(
+            row.text,
+            "tool_calls" if call is not None else row.reason or "length",
+            sum(turn.prompt_tokens for turn in turns),
+            sum(turn.completion_tokens for turn in turns),
+            counted,
+            str(job.plan),
+            logprobs,
+            tuple(turns),
+            call,
+            problem,
+        )
+        self.metrics.answered(result, job.images, time.monotonic() - job.arrived)
+        job.deliver(result)
 
     def _limit(self, job: Job, length: int) -> int:
         """Return the most tokens of an answer to a prompt of `length` tokens that the model has positions for."""
@@ -302,7 +383,7 @@ class Engine:
         positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         return min(limit, positions - length) if positions else limit
 
-    def _row(self, job: Job, limit: int) -> GenerationState:
+    def _row(self, job: Job, limit: int, receive: Callable[[Any], object]) -> GenerationState:
         ends = self.model.generation_config.eos_token_id
         ends = set(ends if isinstance(ends, list) else [ends])
         tokenizer = tokenizer_of(self.processor)
@@ -310,7 +391,7 @@ class Engine:
         def gone() -> bool:
             return job.cancelled.is_set() or self._stopping
 
-        return GenerationState(tokenizer, ends, limit, job.stops, job.deliver, gone)
+        return GenerationState(tokenizer, ends, limit, job.stops, receive, gone)
 
     def _stepped(self, batch: list[Job], rows: list[GenerationState]) -> None:
         for job, row in zip(batch, rows, strict=True):
@@ -334,3 +415,7 @@ class Engine:
             self._handle = None
         if plan is not None and self._handle is None:
             self._handle = compress(self.model, plan)
+
+
+def _usage(row: GenerationState, length: int, images: ImageTokens) -> TurnUsage:
+    return TurnUsage(length - images.before + images.kept, images.kept, len(row.ids))

@@ -132,6 +132,10 @@ class Compression(_Strict):
         BeforeValidator(_budget),
         WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "integer"}, {"type": "number"}]}),
     ] = Field(default=None, description="Tokens (64), a share (0.25), or either as text ('25%').")
+    second_turn: Literal["server", "client"] = Field(
+        default="server",
+        description="Who follows a tool call of a model that asks for more of an image: the client gets tool_calls.",
+    )
 
 
 class StreamOptions(_Strict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 from collections.abc import Sequence
@@ -10,6 +11,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from foveate.serving.generation import TokenLogprob
+from foveate.serving.result import Result
+
+FinishReason = Literal["stop", "length", "cancelled", "tool_calls"]
 
 
 class PromptTokens(BaseModel):
@@ -22,6 +26,14 @@ class PromptTokens(BaseModel):
     video_tokens_saved: int | None = Field(default=None, description="That the plan took away of these.")
 
 
+class TurnTokens(BaseModel):
+    """Tokens of one turn of an answer."""
+
+    prompt_tokens: int = Field(description="Of its prompt, which repeats that of the turn before.")
+    image_tokens: int = Field(description="Image tokens among them.")
+    completion_tokens: int
+
+
 class VisualTokenUsage(BaseModel):
     """Visual token counts before and after compression."""
 
@@ -29,6 +41,12 @@ class VisualTokenUsage(BaseModel):
     visual_tokens: int = Field(description="Before the plan.")
     visual_tokens_read: int | float = Field(description="That the language model worked on, the mean over its layers.")
     visual_tokens_saved: int | float = Field(description="visual_tokens less visual_tokens_read.")
+    turns: list[list[TurnTokens]] | None = Field(
+        default=None, description="Of every answer, where the model may ask for more of the image; prompts count again."
+    )
+    problems: list[str | None] | None = Field(
+        default=None, description="Of every answer: why a tool call of the model was not followed."
+    )
 
 
 class Usage(BaseModel):
@@ -62,12 +80,31 @@ class Logprobs(BaseModel):
     refusal: None = None
 
 
+class CalledFunction(BaseModel):
+    """Function that the model calls."""
+
+    name: str
+    arguments: str = Field(description="A JSON object.")
+
+
+class ToolCallPart(BaseModel):
+    """Tool call of the model, which the client follows."""
+
+    index: int = 0
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
 class ResponseMessage(BaseModel):
     """Message of an answer."""
 
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str = Field(description="As the model wrote it; what is sent back to follow a tool call.")
     refusal: None = None
+    tool_calls: list[ToolCallPart] | None = Field(
+        default=None, description="Where the request asks for foveate.second_turn: client."
+    )
 
 
 class Choice(BaseModel):
@@ -76,7 +113,7 @@ class Choice(BaseModel):
     index: int
     message: ResponseMessage
     logprobs: Logprobs | None
-    finish_reason: Literal["stop", "length", "cancelled"] = Field(description="cancelled: the server was shut down.")
+    finish_reason: FinishReason = Field(description="cancelled: the server was shut down.")
 
 
 class Completion(BaseModel):
@@ -95,6 +132,7 @@ class Delta(BaseModel):
 
     role: Literal["assistant"] | None = None
     content: str | None = None
+    tool_calls: list[ToolCallPart] | None = None
 
 
 class ChunkChoice(BaseModel):
@@ -103,7 +141,7 @@ class ChunkChoice(BaseModel):
     index: int
     delta: Delta
     logprobs: Logprobs | None = None
-    finish_reason: Literal["stop", "length", "cancelled"] | None = None
+    finish_reason: FinishReason | None = None
 
 
 class Chunk(BaseModel):
@@ -149,15 +187,18 @@ class Writer:
     def __init__(self, model: str) -> None:
         self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
 
-    def completion(
-        self, choices: Sequence[tuple[str, str, Sequence[TokenLogprob] | None]], usage: dict[str, Any]
-    ) -> Any:
-        """Build a complete response: text, finish reason and log probabilities of every choice."""
+    def completion(self, results: Sequence[Result], usage: dict[str, Any]) -> Any:
+        """Build a complete response from the result of every choice."""
         messages = [
-            {"index": index, "message": {"content": text}, "logprobs": _logprobs(logprobs), "finish_reason": reason}
-            for index, (text, reason, logprobs) in enumerate(choices)
+            {
+                "index": index,
+                "message": {"content": result.text, **called(result)},
+                "logprobs": _logprobs(result.logprobs),
+                "finish_reason": result.reason,
+            }
+            for index, result in enumerate(results)
         ]
-        return Completion.model_validate({**self._head, "choices": messages, "usage": usage}).model_dump()
+        return _without_acquisition(Completion.model_validate({**self._head, "choices": messages, "usage": usage}))
 
     def chunk(
         self,
@@ -174,7 +215,28 @@ class Writer:
 
     def usage(self, usage: dict[str, Any]) -> Any:
         """Build the final chunk of a stream whose request asked for usage."""
-        return Chunk.model_validate({**self._head, "choices": [], "usage": usage}).model_dump()
+        return _without_acquisition(Chunk.model_validate({**self._head, "choices": [], "usage": usage}))
+
+
+def called(result: Result) -> dict[str, Any]:
+    """Tool call of a result as a field of its message; nothing where there is none."""
+    if result.call is None:
+        return {}
+    function = {"name": result.call.name, "arguments": json.dumps(result.call.arguments)}
+    return {"tool_calls": [{"id": f"call-{uuid.uuid4().hex}", "function": function}]}
+
+
+def _without_acquisition(body: Completion | Chunk) -> Any:
+    """The JSON of a response without the fields of acquisitions that say nothing."""
+    document = body.model_dump()
+    for choice in document["choices"]:
+        if choice["message"]["tool_calls"] is None:
+            del choice["message"]["tool_calls"]
+    counts = document["usage"]["foveate"]
+    for name in ("turns", "problems"):
+        if counts[name] is None:
+            del counts[name]
+    return document
 
 
 def _logprobs(logprobs: Sequence[TokenLogprob] | None) -> dict[str, Any] | None:

@@ -39,8 +39,8 @@ class AdaptVision(AcquisitionMethod):
     """Shows the model the image at half width and height, and a crop of the original if the model asks for a region.
 
     A call of the tool `request_local_region` names a box `[left, top, right, bottom]` in whole pixels of the small
-    image. Clamped to that image and times two, it is cropped from the original and shown as another image, so that the context holds
-    the tokens of the small image and of the crop. Trained with DTPO (`foveate train-method adaptvision`).
+    image. Clamped to that image and times two, it is cropped from the original and shown as another image, so that the
+    context holds the tokens of the small image and of the crop. Trained with DTPO (`foveate train-method adaptvision`).
 
     Where the authors' code (AdaptVision/AdaptVision, `scripts/vllm_adaptvision.py`) differs: it takes boxes of numbers
     that are not whole, and its crops are resized to multiples of 28 pixels, which here the model's processor does by

@@ -41,8 +41,8 @@ def format_rewards(rollouts: Sequence[Turns], *, balanced_tags: bool = True) -> 
 
 
 def _well_formed(turns: Turns, balanced_tags: bool) -> bool:
-    # White space around an only turn does not count. Around a last one of two it does, but for a new line at the end, as
-    # in the authors' code.
+    # White space around an only turn does not count. Around a last one of two it does, but for a new line at its end,
+    # as in the authors' code.
     *calls, last = (turns[0].strip(),) if len(turns) == 1 else turns
     return all(_is_call(turn.strip(), balanced_tags) for turn in calls) and _is_answer(last)
 

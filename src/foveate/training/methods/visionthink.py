@@ -19,7 +19,12 @@ from foveate.training.grpo.advantages import group_advantages
 from foveate.training.grpo.rewards import outcome_rewards
 from foveate.training.grpo.rollouts import Question, Rollout, chunks
 from foveate.training.grpo.trainer import Scored
-from foveate.training.methods.shared.acquisition import AcquisitionTrainConfig, AcquisitionTrainer, is_correct
+from foveate.training.methods.shared.acquisition import (
+    AcquisitionTrainConfig,
+    AcquisitionTrainer,
+    by_need,
+    is_correct,
+)
 from foveate.training.methods.shared.config import option
 
 
@@ -41,7 +46,7 @@ class VisionThinkTrainer(AcquisitionTrainer):
     acquisition = VisionThink
     output = "asking"
     examples = """
-        foveate train-method visionthink --warm-up-steps 1500 --steps 150 --learning-rate 2e-5 --prompts short -o asking
+        foveate train-method visionthink --warm-up-steps 500 --learning-rate 5e-5 --prompts short -o asking
         foveate train-method visionthink --model Qwen/Qwen2.5-VL-7B-Instruct --width 1120 --height 840 -o asking
         foveate ask page.png "What is the number?" --model asking --plan visionthink
     """
@@ -62,19 +67,3 @@ class VisionThinkTrainer(AcquisitionTrainer):
         )
         advantages = group_advantages(rewards, group)[:, None] * (turns > 0)
         return Scored(rewards, advantages, by_need(rollouts, correct))
-
-
-def by_need(rollouts: Sequence[Rollout], correct: Tensor) -> dict[str, float]:
-    """Means for the log: accuracy, and how often the model asked, by the size of the print."""
-    asked = torch.tensor([float(rollout.call is not None) for rollout in rollouts])
-    small = torch.tensor([bool(rollout.question.about["small"]) for rollout in rollouts])
-    measured = {
-        "correct": float(correct.float().mean()),
-        "bad_calls": sum(rollout.problem is not None for rollout in rollouts) / len(rollouts),
-        "image_tokens": sum(rollout.image_tokens for rollout in rollouts) / len(rollouts),
-    }
-    for name, chosen in (("small", small), ("large", ~small)):
-        if chosen.any():
-            measured[f"asked_{name}"] = float(asked[chosen].mean())
-            measured[f"correct_{name}"] = float(correct[chosen].float().mean())
-    return measured

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from foveate.core.acquisition import AcquisitionMethod, Prompts, answer_in
@@ -25,7 +26,7 @@ from foveate.training.run_directory import OnProgress, RunDirectory, quiet
 #: Prompts of small models: the question and the second image alone.
 SHORT = Prompts(system="", question="{question}", second="{image}")
 #: Rollouts that an evaluation samples at once.
-_BATCH = 32
+BATCH = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +100,7 @@ class GRPOMethodTrainer(MethodTrainer[Any]):
         return {"method": self.name, **identity(self.config)}
 
     def data(self) -> None:
-        """Questions are rendered."""
-        return None
+        """Nothing: questions are rendered."""
 
     def conversation(self, model: Any, processor: Any) -> Conversation:
         """Token ids of this method's conversations."""
@@ -237,7 +237,7 @@ class AcquisitionTrainer(GRPOMethodTrainer):
         measured = {}
         for name, options in ways.items():
             rollouts: list[Rollout] = []
-            for part in chunks(questions, _BATCH):
+            for part in chunks(questions, BATCH):
                 rollouts += conversation.sample(part, temperature=0.0, **options)
             measured[name] = self.rates(rollouts)
         return measured
@@ -251,8 +251,8 @@ class AcquisitionTrainer(GRPOMethodTrainer):
             (" (small print)", [r for r in rollouts if r.question.about["small"]]),
         ):
             if chosen:
-                row[f"accuracy{part}"] = _rate(sum(map(is_correct, chosen)), len(chosen))
-                row[f"asked{part}"] = _rate(sum(r.call is not None for r in chosen), len(chosen))
+                row[f"accuracy{part}"] = rate(sum(map(is_correct, chosen)), len(chosen))
+                row[f"asked{part}"] = rate(sum(r.call is not None for r in chosen), len(chosen))
         row["bad calls"] = sum(r.problem is not None for r in rollouts)
         row["image tokens"] = round(sum(r.image_tokens for r in rollouts) / len(rollouts), 2)
         return row
@@ -263,7 +263,24 @@ def is_correct(rollout: Rollout) -> bool:
     return "<answer>" in rollout.texts[-1] and answer_in(rollout.texts[-1]) == rollout.question.answer
 
 
-def _rate(right: int, count: int) -> dict[str, Any]:
+def by_need(rollouts: Sequence[Rollout], correct: Tensor) -> dict[str, float]:
+    """Means for the log: accuracy, and how often the model asked, by the size of the print."""
+    asked = torch.tensor([float(rollout.call is not None) for rollout in rollouts])
+    small = torch.tensor([bool(rollout.question.about["small"]) for rollout in rollouts])
+    measured = {
+        "correct": float(correct.float().mean()),
+        "bad_calls": sum(rollout.problem is not None for rollout in rollouts) / len(rollouts),
+        "image_tokens": sum(rollout.image_tokens for rollout in rollouts) / len(rollouts),
+    }
+    for name, chosen in (("small", small), ("large", ~small)):
+        if chosen.any():
+            measured[f"asked_{name}"] = float(asked[chosen].mean())
+            measured[f"correct_{name}"] = float(correct[chosen].float().mean())
+    return measured
+
+
+def rate(right: int, count: int) -> dict[str, Any]:
+    """A share with its interval, as JSON values."""
     low, high = wilson_interval(right, count)
     return {
         "right": right,
