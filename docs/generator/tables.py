@@ -295,6 +295,7 @@ BLOCKS: dict[str, Callable[[Path, Path], str]] = {
     "next-scale": part_of("next_scale", "runs"),
     "stream-memory": part_of("streaming", "memory"),
     "stream-stc": part_of("streaming", "stc"),
+    "looking-again": part_of("looking_again", "trained"),
     "compatibility": part_of("compatibility", "runs"),
     "soak": soak,
     "clips": clips,

@@ -42,6 +42,7 @@ NOT_RUN = {
         "lmms-eval and its data are not installed; make test-lmms",
         "lmms-eval is not installed; make test-lmms",
     ],
+    "docs/looking-again.md": ["minutes to hours; tests/training/methods/test_acquisition.py runs it on a small model"],
     "docs/quantization.md": [
         "bitsandbytes needs a GPU",
         "minutes; tests/benchmark/test_joint.py runs it on a small model",

@@ -53,12 +53,15 @@ def test_a_rollout_has_the_ids_of_its_conversation(conversation: Conversation) -
 
 
 def test_sampled_rollouts_are_what_ask_answers(conversation: Conversation) -> None:
-    rollouts = conversation.sample([question("A"), question("B")], 2, temperature=0.0)
-    assert [rollout.texts for rollout in rollouts] == [[asking_model.answer("7")]] * 2 + [
-        [FULL, asking_model.answer("42")]
-    ] * 2
-    scripted = conversation.scripted(question("B"), [FULL, asking_model.answer("42")])
+    # At a low temperature sampling is greedy; groups are neighbours.
+    rollouts = conversation.sample([question("A"), question("B")], 2, temperature=0.01)
+    written = [[asking_model.answer("7")], [FULL, asking_model.answer("42")]]
+    assert [rollout.texts for rollout in rollouts] == [written[0]] * 2 + [written[1]] * 2
+    scripted = conversation.scripted(question("B"), written[1])
     assert (rollouts[2].completion, rollouts[2].turns) == (scripted.completion, scripted.turns)
+    assert conversation.sample([question("B")], temperature=0.0)[0].completion == scripted.completion
+    with pytest.raises(FoveateError, match="differ by chance"):
+        conversation.sample([question("A")], 2, temperature=0.0)
     answer = foveate.ask(
         picture(), "B", (conversation.model, conversation.processor), "visionthink", max_new_tokens=120
     )

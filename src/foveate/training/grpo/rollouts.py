@@ -56,7 +56,7 @@ class Rollout:
 
     Attributes:
         question: The question.
-        images: Images that the model has seen, in order.
+        images: Images of the conversation, in order.
         messages: Messages before the last turn.
         prompt: Token ids of the first prompt, image tokens included.
         completion: Token ids after it.
@@ -208,7 +208,12 @@ class Conversation:
             temperature: 0 is greedy decoding.
             prefix: Text with which all first turns begin.
             full: Show the original image in the first turn.
+
+        Raises:
+            FoveateError: several rollouts without chance, which would be the same.
         """
+        if temperature == 0 and group > 1:
+            raise FoveateError("rollouts of a group differ by chance: sample them with a temperature above 0.")
         begun, inputs = self.begin(questions, full)
         # Images are encoded once for a group.
         rollouts = [
