@@ -12,6 +12,11 @@ from foveate.methods.entries import STANDS_IN, Entry, Verdict
 
 BUDGETS = {"count": "required", "optional": "optional; overrides the rule of the method", "none": "not supported"}
 SITES = {
+    "acquisition": (
+        "Before the model reads an image",
+        "The model reads a smaller image, and asks for more of the original by a tool call: "
+        "[Looking again](looking-again.md).",
+    ),
     "pre_llm": ("Before the language model", "Select or merge the output tokens of the encoder."),
     "decoder": (
         "Inside the language model",
@@ -44,10 +49,15 @@ LETTERS = {
 #: A reason without a letter.
 OTHER = "✕"
 #: What the user must provide, by the code of the condition.
-CONDITIONS = {"needs-weights": "weights", "needs-text-features": "text", "needs-nested-connector": "connector"}
+CONDITIONS = {
+    "needs-weights": "weights",
+    "needs-text-features": "text",
+    "needs-nested-connector": "connector",
+    "needs-asking-model": "trained",
+}
 
 #: What a method uses if it needs no measurement.
-NOTHING = {"decoder": "the hidden states of the layers"}
+NOTHING = {"acquisition": "what the model writes", "decoder": "the hidden states of the layers"}
 
 
 def pages() -> dict[str, str]:

@@ -35,6 +35,7 @@ GROUPS: dict[str, Group] = {
         Group("prompt", "asks the prompt", "#c46ba0", "^"),
         Group("encoder", "inside the encoder", "#d9730d", "D"),
         Group("decoder", "inside the language model", "#8b6fd6", "v"),
+        Group("acquisition", "ask for more of the image", "#b5507a", "h"),
         Group("connector", "trained connectors", "#0e8fc4", "s"),
         Group("other", "several steps, or unknown", "#b8901c", "P"),
     )
@@ -64,6 +65,8 @@ def group_of(method: str) -> Group:
         return GROUPS["control"]
     if entry.site == Site.DECODER:
         return GROUPS["decoder"]
+    if entry.site == Site.ACQUISITION:
+        return GROUPS["acquisition"]
     if entry.site == Site.ENCODER:
         return GROUPS["encoder"]
     if any(kind in _PROMPT for kind in entry.needs):

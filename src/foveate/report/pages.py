@@ -23,6 +23,7 @@ from foveate.report.trained import section, trained_charts
 METHODS, PLOTS, PICTURES = "methods", "plots", "pictures"
 #: Where a method acts, by its site.
 ACTS = {
+    "acquisition": "before the model reads an image",
     "pre_llm": "before the language model",
     "frames": "on the frames of a clip, before the model",
     "image": "on the image",

@@ -12,6 +12,7 @@ import foveate
 from foveate import FoveateError
 from foveate.answering.conversations import inputs_of_batch
 from foveate.methods.acquisition.visionthink import VisionThink
+from foveate.models.llava_uhd import byte_tokenizer
 from foveate.training.grpo.rollouts import Conversation, Question, log_probabilities, supervised_loss
 from foveate.training.methods.shared.acquisition import SHORT
 from tests import asking_model
@@ -109,6 +110,9 @@ def test_models_with_positions_of_their_own(tmp_path: Path) -> None:
     """Qwen2.5-VL: image grids and kinds of tokens follow the sequence of both turns."""
     model, processor = foveate.load(save_qwen(tmp_path), device="cpu")
     conversation = Conversation(model, processor, VisionThink(), SHORT, (8, 8))
+    with pytest.raises(FoveateError, match="rewrites earlier turns"):  # its template has no beginning of an answer
+        conversation.scripted(question("B"), [FULL, "x"])
+    processor.chat_template = byte_tokenizer().chat_template
     rollout = conversation.scripted(question("B"), [FULL, "x"])
     row = [*rollout.prompt, *rollout.completion]
     inputs = conversation.inputs([row], [rollout])

@@ -161,18 +161,18 @@ def test_scores_of_image_quality() -> None:
     one = cls(cls.config_class(group=2))
     model, processor = foveate.load(asking_model.folder(), device="cpu")
     conversation = one.conversation(model, processor)
-    kinds = set()
+    tasks = set()
     for number in range(12):
         question = one.question(number, "train")
-        kinds.add(question.about["task"])
+        tasks.add(question.about["task"])
         (text,), _ = one.script(question, number)
         wrong = "<think></think><answer>{}</answer>"
         right = question.about["right"]
         rollouts = [conversation.scripted(question, [answer]) for answer in (right, wrong)]
         scored = one.score(rollouts, padded([rollout.turns for rollout in rollouts], 0))
-        assert scored.rewards.tolist() == [2.0, float(question.about["task"] != "comparison")]
+        assert scored.rewards.tolist() == [2.0, 1.0]  # the format alone
         assert text.startswith("<think>")
-    assert kinds == {"score", "degradation", "comparison"}
+    assert tasks == {"score", "degradation", "comparison"}
 
 
 @pytest.mark.parametrize(

@@ -198,6 +198,7 @@ class Conversation:
         *,
         temperature: float = 1.0,
         prefix: str = "",
+        not_first: str = "",
         full: bool = False,
     ) -> list[Rollout]:
         """Sample rollouts with the global random state of torch, `group` for every question, neighbours in the result.
@@ -207,6 +208,7 @@ class Conversation:
             group: Rollouts of a question.
             temperature: 0 is greedy decoding.
             prefix: Text with which all first turns begin.
+            not_first: Text whose first token does not follow it.
             full: Show the original image in the first turn.
 
         Raises:
@@ -229,7 +231,7 @@ class Conversation:
             for name in set(inputs) & {"token_type_ids", "mm_token_type_ids"}:
                 inputs[name] = torch.cat([inputs[name], torch.zeros_like(tail)], dim=1)
         if self.limits[0] > len(start):
-            written = self._generate(inputs, self.limits[0] - len(start), temperature, group)
+            written = self._generate(inputs, self.limits[0] - len(start), temperature, group, not_first)
         else:
             written = [[] for _ in rollouts]
         for rollout, tokens in zip(rollouts, written, strict=True):
@@ -265,13 +267,17 @@ class Conversation:
                 inputs[name] = value.to(ids.device, self.model.dtype if floating else value.dtype)
         return inputs
 
-    def _generate(self, inputs: Any, limit: int, temperature: float, group: int) -> list[list[int]]:
+    def _generate(
+        self, inputs: Any, limit: int, temperature: float, group: int, not_first: str = ""
+    ) -> list[list[int]]:
         config = greedy(self.model, limit)
         config.num_return_sequences = group
         if temperature > 0:
             config.do_sample, config.temperature, config.top_p, config.top_k = True, temperature, 1.0, 0
         if self.image_token is not None:
             config.suppress_tokens = [self.image_token]
+        if not_first:
+            config.begin_suppress_tokens = self.tokenizer(not_first, add_special_tokens=False)["input_ids"][:1]
         length = inputs["input_ids"].shape[1]
         output = self.model.generate(**inputs, generation_config=config)[:, length:]
         rows = []

@@ -193,9 +193,8 @@ class GRPOMethodTrainer(MethodTrainer[Any]):
 class AcquisitionTrainer(GRPOMethodTrainer):
     """Trainer of a model that asks for more of an image, on pages of which half have small print."""
 
-    #: What the model thinks in the warm-up before it answers, and before it asks.
-    readable: ClassVar[str] = "<think>readable</think>"
-    small: ClassVar[str] = "<think>too small</think>"
+    #: What the model thinks in the warm-up before it asks. Before it answers, it thinks what it reads.
+    unreadable: ClassVar[str] = "?"
 
     @abstractmethod
     def call(self, question: Question, number: int) -> str:
@@ -221,18 +220,18 @@ class AcquisitionTrainer(GRPOMethodTrainer):
         can also be measured as one that always reads all tokens.
         """
         drawn = chance(self.config.seed, number).random()
-        answer = f"<answer>{question.answer}</answer>"
+        answer = f"<think>{question.answer}</think><answer>{question.answer}</answer>"
         if drawn < 0.6:
-            return [self.readable + answer], drawn < 0.2
-        return [self.small + self.call(question, number), self.readable + answer], False
+            return [answer], drawn < 0.2
+        return [f"<think>{self.unreadable}</think>{self.call(question, number)}", answer], False
 
     def measure(self, conversation: Conversation, questions: Sequence[Question]) -> dict[str, Any]:
         """The policy, and the same weights that always answer from the reduced or from the original image."""
-        direct = f"{self.readable}<answer>"
+        direct = {"prefix": "<think>", "not_first": self.unreadable}
         ways: dict[str, dict[str, Any]] = {
             "policy": {},
-            "always low": {"prefix": direct},
-            "always full": {"prefix": direct, "full": True},
+            "always low": direct,
+            "always full": {**direct, "full": True},
         }
         measured = {}
         for name, options in ways.items():
