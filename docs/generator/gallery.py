@@ -14,8 +14,7 @@ BUDGETS = {"count": "required", "optional": "optional; overrides the rule of the
 SITES = {
     "acquisition": (
         "Before the model reads an image",
-        "The model reads a smaller image, and asks for more of the original by a tool call: "
-        "[Looking again](looking-again.md).",
+        "The model reads a smaller image and may ask for more of the original: [Looking again](looking-again.md).",
     ),
     "pre_llm": ("Before the language model", "Select or merge the output tokens of the encoder."),
     "decoder": (
