@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -95,7 +96,7 @@ def test_other_steps_of_the_plan_act_in_both_turns(pair) -> None:
 
 def test_questions_of_a_file(pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     picture().save(tmp_path / "a.png")
-    lines = [{"image": "a.png", "question": name} for name in "ABE"]
+    lines: list[dict[str, Any]] = [{"image": "a.png", "question": name} for name in "ABE"]
     lines += [{"image": "a.png", "question": "C", "plan": "adaptvision"}, {"images": ["a.png"] * 2, "question": "B"}]
     file = tmp_path / "questions.jsonl"
     file.write_text("\n".join(map(json.dumps, lines)))

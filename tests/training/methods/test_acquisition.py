@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,12 +36,12 @@ SMALL = {
 }
 
 
-def trainer(name: str = "visionthink", **options: object):
+def trainer(name: str = "visionthink", **options: Any) -> Any:
     cls = trainer_of(name)
     return cls(cls.config_class(**{**SMALL, "prompts": "short", "held_out": 2, "save_every": 1, **options}))
 
 
-def fit(output: Path, steps: int, stop_after: int | None = None, **options: object):
+def fit(output: Path, steps: int, stop_after: int | None = None, **options: Any):
     """Train the tiny model that asks, and stop after some steps."""
     one = trainer(steps=steps, learning_rate=1e-4, **options)
     model, processor = foveate.load(asking_model.folder(), device="cpu")
@@ -157,7 +158,7 @@ def test_scores_of_crops() -> None:
 
 
 def test_scores_of_image_quality() -> None:
-    cls = trainer_of("q-insight")
+    cls: Any = trainer_of("q-insight")
     one = cls(cls.config_class(group=2))
     model, processor = foveate.load(asking_model.folder(), device="cpu")
     conversation = one.conversation(model, processor)

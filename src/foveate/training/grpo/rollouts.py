@@ -108,7 +108,10 @@ class Conversation:
         self.tokenizer = tokenizer_of(processor)
         ends = model.generation_config.eos_token_id
         self.ends = set(ends if isinstance(ends, list) else [ends])
-        self.image_token = image_token_of(model.config)
+        image_token = image_token_of(model.config)
+        if image_token is None:
+            raise FoveateError("rollouts need a model whose prompts have a placeholder for every image token.")
+        self.image_token: int = image_token
         self._tails: dict[tuple[int, int], list[int]] = {}
 
     def first(self, question: Question, full: bool = False) -> Messages:
@@ -261,7 +264,7 @@ class Conversation:
         inputs = {"input_ids": ids, "attention_mask": mask}
         for name, value in out.items():
             if name in ("token_type_ids", "mm_token_type_ids"):
-                inputs[name] = (ids == self.image_token).to(value.dtype)
+                inputs[name] = ids.eq(self.image_token).to(value.dtype)
             elif name not in _PER_TOKEN:
                 floating = torch.is_floating_point(value)
                 inputs[name] = value.to(ids.device, self.model.dtype if floating else value.dtype)
@@ -274,8 +277,7 @@ class Conversation:
         config.num_return_sequences = group
         if temperature > 0:
             config.do_sample, config.temperature, config.top_p, config.top_k = True, temperature, 1.0, 0
-        if self.image_token is not None:
-            config.suppress_tokens = [self.image_token]
+        config.suppress_tokens = [self.image_token]
         if not_first:
             config.begin_suppress_tokens = self.tokenizer(not_first, add_special_tokens=False)["input_ids"][:1]
         length = inputs["input_ids"].shape[1]

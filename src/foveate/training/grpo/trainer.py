@@ -75,6 +75,7 @@ class TwoTurnGRPOTrainer(GRPOTrainer):
         callbacks: list[TrainerCallback],
     ) -> None:
         self.conversation, self.question, self.score = conversation, question, score
+        self._group: int = args.num_generations
         self._rollouts: list[Rollout] = []
         self._rows: list[int] = []
         self._scored: Scored | None = None
@@ -82,7 +83,7 @@ class TwoTurnGRPOTrainer(GRPOTrainer):
             warnings.filterwarnings("ignore", "You are using 'rollout_func'")
             super().__init__(
                 model=conversation.model,
-                reward_funcs=self._rewards,
+                reward_funcs=cast("Any", self._rewards),
                 args=args,
                 train_dataset=Dataset.from_dict({"prompt": [str(number) for number in numbers]}),
                 processing_class=conversation.processor,
@@ -96,7 +97,7 @@ class TwoTurnGRPOTrainer(GRPOTrainer):
 
     def _roll_out(self, prompts: Sequence[str], trainer: Any) -> dict[str, Any]:
         """Sample a group of rollouts for every question; TRL repeats the number of a question for its group."""
-        group = self.num_generations
+        group = self._group
         numbers = [int(prompt) for prompt in prompts]
         questions = [self.question(number) for number in numbers[::group]]
         model = self.conversation.model
@@ -126,7 +127,7 @@ class TwoTurnGRPOTrainer(GRPOTrainer):
         device = output["completion_ids"].device
         output["advantages"] = scored.advantages.to(device, torch.float32)
         # Groups whose rewards are all alike are left out, of the mean over tokens too.
-        used = informative(scored.rewards, self.num_generations).to(device)
+        used = informative(scored.rewards, self._group).to(device)
         output["tool_mask"] = output["tool_mask"] * used[:, None]
         output["num_items_in_batch"] = (output["completion_mask"] * output["tool_mask"]).sum()
         output["rollout"] = torch.arange(len(self._rollouts), device=device)
