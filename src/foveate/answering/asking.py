@@ -208,7 +208,9 @@ class _Run:
         sizes = [visual.size for visual in visuals]
         if handle is not None and reports:
             read, full = (sum(getattr(report, name) for report in reports) for name in ("tokens_kept", "tokens_in"))
-            by_layer = [sum(counts) for counts in zip(*(report.tokens_by_layer(layers) for report in reports), strict=True)]
+            by_layer = [
+                sum(counts) for counts in zip(*(report.tokens_by_layer(layers) for report in reports), strict=True)
+            ]
             stages = with_plan(stages, handle.plan, reports)
         return Answer(
             text=tokenizer_of(processor).decode(written, skip_special_tokens=True).strip(),

@@ -57,8 +57,11 @@ def all_methods() -> dict[str, type[Method]]:
 
 
 def model_methods() -> dict[str, type[Method]]:
-    """The methods that `compress` attaches to a model, in alphabetical order: all but those that choose frames."""
-    return {name: cls for name, cls in all_methods().items() if cls.site is not Site.FRAMES}
+    """The methods that `compress` attaches to a model, in alphabetical order.
+
+    Not those that choose frames, and not those for which a model is called twice.
+    """
+    return {name: cls for name, cls in all_methods().items() if cls.site not in (Site.FRAMES, Site.ACQUISITION)}
 
 
 def methods_at(site: Site) -> dict[str, type[Method]]:

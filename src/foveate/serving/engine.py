@@ -373,7 +373,7 @@ class Engine:
             call,
             problem,
         )
-        self.metrics.answered(result, job.images, time.monotonic() - job.arrived)
+        self.metrics.answered(result, job.images, job.clips, time.monotonic() - job.arrived)
         job.deliver(result)
 
     def _limit(self, job: Job, length: int) -> int:

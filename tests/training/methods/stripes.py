@@ -1,4 +1,4 @@
-"""A task that a tiny model learns in a minute: the direction of stripes, of which half are too fine for a small image."""
+"""A task that a tiny model learns in a minute: the direction of stripes, half of which are too fine for a small image."""
 
 from __future__ import annotations
 
