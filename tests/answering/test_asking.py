@@ -118,8 +118,9 @@ def test_other_models(llava):
 def test_the_answer_as_json(pair):
     document = json.loads(json.dumps(ask(noise(32, 32), "?", pair, max_new_tokens=2, keep_pooling=True).to_dict()))
     assert set(document) == {
-        "text", "question", "model", "image_size", "image_sizes", "frames", "timestamps", "processed_size", "stages",
-        "tokens", "times", "device", "plan", "inert", "selection", "draft", "warnings",
+        "text", "question", "model", "image_size", "image_sizes", "frames", "processed_size", "stages", "tokens",
+        "times", "device", "plan", "inert", "selection", "draft", "warnings",
+        "timestamps", "turns",
     }  # fmt: skip
     assert document["stages"][1]["grid"] == [4, 4]
     assert document["tokens"]["unmerged"] == 64

@@ -1,4 +1,4 @@
-"""A task that a tiny model learns in a minute: the direction of stripes, half of which are too fine for a small image."""
+"""A task for tiny models: the direction of stripes, half of which are too fine for the reduced image."""
 
 from __future__ import annotations
 
