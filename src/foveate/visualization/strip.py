@@ -75,11 +75,7 @@ def _frames(clip: Clip, document: dict[str, Any] | None) -> list[tuple[Image.Ima
     found = []
     for number, crop in enumerate(crops):
         place = min(number * merged, len(clip.frames) - 1)
-<<<<<<< HEAD
         # The true time: the model may read that of a constant rate.
-=======
-        # Not the time in the model inputs, which may be that of a constant rate.
->>>>>>> bc157ba (Say in plain words which times a model reads)
         time = clip.timestamps[place]
         found.append((Image.fromarray(clip.frames[place]), [crop], time, f": {crop['kept']} of {crop['tokens']}"))
     return found
