@@ -82,12 +82,13 @@ __all__ = [
 
 def register() -> None:
     """Register foveate's models with the Auto classes of `transformers`. Registering twice changes nothing."""
-    from foveate.models import avsr, echoing_pixels, encoders, llava, llava_uhd, next_scale, vit_uhd
+    from foveate.models import avsr, echoing_pixels, encoders, llava, llava_uhd, llava_video, next_scale, vit_uhd
 
     encoders.register()
     vit_uhd.register()
     llava_uhd.register()
     llava.register()
+    llava_video.register()
     next_scale.register()
     avsr.register()
     echoing_pixels.register()

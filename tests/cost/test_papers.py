@@ -116,8 +116,8 @@ def test_encoders_to_the_digits_that_papers_print(found):
 
 def test_token_counts_are_equal(found):
     counts = [claim for claim in found if claim.unit == "tokens"]
-    assert {claim.paper for claim in counts} == {"TokenPacker", "ConvLLaVA"}
-    assert len(counts) == 8 and all(claim.ours == claim.published for claim in counts)
+    assert {claim.paper for claim in counts} == {"TokenPacker", "ConvLLaVA", "PVC", "VQToken", "HICom"}
+    assert len(counts) == 14 and all(claim.ours == claim.published for claim in counts)
 
 
 def test_what_follows_and_what_does_not(found):
@@ -139,7 +139,7 @@ def test_what_follows_and_what_does_not(found):
     settled = {claim.paper for claim in best.values() if claim.same and not claim.open}
     assert settled == {
         "FastV", "PyramidDrop", "LLaVA-UHD v4", "LLaVA-Mini", "VisionDrop", "TokenPacker", "M3", "ConvLLaVA", "SiT",
-        "STViT",
+        "STViT", "PVC", "VQToken", "HICom",
     }  # fmt: skip
     assert not any(claim.same for claim in found if claim.input)
 

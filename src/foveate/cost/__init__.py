@@ -2,9 +2,10 @@
 
 No weights are loaded or run. `shapes` reads a configuration, `preprocessing` computes the patches and tokens of an
 image, `schedule` the number of visual tokens in every layer, `cost` counts, with `counted` for encoders and connectors
-of foveate; `papers` holds published numbers next to those counted here.
+of foveate; `clips` counts models with video connectors; `papers` holds published numbers next to those counted here.
 """
 
+from foveate.cost.clips import clip_cost, clip_tokens
 from foveate.cost.cost import DTYPES, Convention, Cost, cost
 from foveate.cost.models import RELEASED, Named, named
 from foveate.cost.preprocessing import ProcessedImage, processed_image
@@ -23,6 +24,8 @@ __all__ = [
     "Run",
     "Text",
     "Vision",
+    "clip_cost",
+    "clip_tokens",
     "cost",
     "follow",
     "named",

@@ -158,6 +158,17 @@ def _text(config: Any) -> Text:
 
 def _llava(config: Any, text: Text) -> tuple[Vision, Connector]:
     """LLaVA, LLaVA-NeXT, LLaVA-OneVision: CLIP or SigLIP with a two-layer connector on every patch."""
+    layer = config.vision_feature_layer
+    count = len(layer) if isinstance(layer, (list, tuple)) else 1
+    return llava_vision(config), Connector(1, config.vision_config.hidden_size * count, text.width, text.width)
+
+
+def llava_vision(config: Any) -> Vision:
+    """The CLIP or SigLIP of a LLaVA-like configuration.
+
+    Raises:
+        FoveateError: The encoder is another one.
+    """
     vision = config.vision_config
     if vision.model_type not in ("clip_vision_model", "siglip_vision_model"):
         raise FoveateError(
@@ -168,7 +179,7 @@ def _llava(config: Any, text: Text) -> tuple[Vision, Connector]:
     layers = list(layers) if isinstance(layers, (list, tuple)) else [layers]
     blocks = vision.num_hidden_layers
     read = [layer if layer >= 0 else blocks + 1 + layer for layer in layers]  # 0 is the embedding
-    shape = Vision(
+    return Vision(
         width=vision.hidden_size,
         hidden=vision.intermediate_size,
         blocks=blocks,
@@ -177,7 +188,6 @@ def _llava(config: Any, text: Text) -> tuple[Vision, Connector]:
         output=max(read) - 1,
         pooled=vision.model_type == "siglip_vision_model" and getattr(vision, "vision_use_head", True),
     )
-    return shape, Connector(1, vision.hidden_size * len(layers), text.width, text.width)
 
 
 def _foveate_llava(config: Any, text: Text) -> tuple[Vision | CountedEncoder, CountedConnector]:

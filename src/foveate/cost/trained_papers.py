@@ -18,6 +18,7 @@ from foveate.cost.models import RELEASED, foveate_llava
 from foveate.cost.preprocessing import ProcessedImage, processed_image
 from foveate.cost.schedule import Run, follow
 from foveate.cost.shapes import Vision, shape_of
+from foveate.cost.video_papers import video_claims
 from foveate.models.encoders.convllava import ConvLLaVAConfig
 from foveate.models.encoders.lookupvit import LookupViTConfig
 from foveate.models.encoders.sit import SiTConfig
@@ -42,7 +43,7 @@ CONVNEXT_L: dict[str, Any] = {"depths": [3, 3, 27, 3], "hidden_sizes": [192, 384
 @cache
 def trained_claims() -> tuple[Claim, ...]:
     """Return the claims of papers about connectors and encoders; counted once, because it takes seconds."""
-    return (*_tokenpacker(), *_m3(), *_mqt(), *_convllava(), *_lookupvit(), *_sit(), *_stvit())
+    return (*_tokenpacker(), *_m3(), *_mqt(), *_convllava(), *_lookupvit(), *_sit(), *_stvit(), *video_claims())
 
 
 @cache

@@ -49,17 +49,7 @@ class LlavaConnector(Llava):
         if not _is_encoder(core):
             return
         encoder = core.config.vision_config.model_type
-        for step in plan.steps:
-            needs = step.method.needs(self.tower(core))
-            if step.method.site in (Site.IMAGE, Site.ENCODER) or any(n.kind not in OUTSIDE_ENCODER for n in needs):
-                raise FoveateError(
-                    Refusal(
-                        "needs-plain-encoder",
-                        f"{step.method.name} acts on or measures the encoder, and {encoder} is not built as CLIP and "
-                        "SigLIP are",
-                        "choose a method that reads only the tokens after the connector, such as divprune",
-                    )
-                )
+        check_outside_encoder(plan, self.tower(core), f"{encoder} is not built as CLIP and SigLIP are")
 
     def nested_part(self, core: Any) -> Any:
         """See `Family.nested_part`: the connector or the encoder."""
@@ -133,6 +123,29 @@ class LlavaConnector(Llava):
         """See `Family.per_image`; in the order of the images."""
         of_image = dict(zip(_encoded_order(call), values, strict=True))
         return [of_image[place] for place in range(len(values))]
+
+
+def check_outside_encoder(plan: Plan, tower: EncoderSpec, reason: str) -> None:
+    """Refuse a plan that acts on or measures the encoder.
+
+    Args:
+        plan: The plan.
+        tower: The encoder.
+        reason: Why it cannot, as a clause.
+
+    Raises:
+        FoveateError: as said.
+    """
+    for step in plan.steps:
+        needs = step.method.needs(tower)
+        if step.method.site in (Site.IMAGE, Site.ENCODER) or any(n.kind not in OUTSIDE_ENCODER for n in needs):
+            raise FoveateError(
+                Refusal(
+                    "needs-plain-encoder",
+                    f"{step.method.name} acts on or measures the encoder, and {reason}",
+                    "choose a method that reads only the tokens after the connector, such as divprune",
+                )
+            )
 
 
 def _is_encoder(core: Any) -> bool:

@@ -171,8 +171,11 @@ class TokenSelector:
         )
 
     def _timestamps(self, context: ForwardContext, encoded: EncodedImages, row: int, columns: Tensor) -> Tensor | None:
-        """(T,) seconds of the frames of the next clip, from the model's arguments or from its prompt."""
-        clip, frames = len(encoded.selections), encoded.layouts[len(encoded.selections)].crops
+        """(T,) seconds of the frames of the next clip, from its layout, the model's arguments or its prompt."""
+        clip, layout = len(encoded.selections), encoded.layouts[len(encoded.selections)]
+        frames = layout.crops
+        if layout.timestamps is not None:
+            return layout.timestamps
         times = self.family.timestamps(self.core, context.arguments, clip, len(encoded.layouts), len(frames))
         ids, side = context.arguments.get("input_ids"), self.family.written_times
         if times is not None or ids is None or side is None or self.question_finder.reader is None:

@@ -42,6 +42,16 @@ SMALL: dict[str, dict[str, Any]] = {
         "num_registers": 5,
         "max_crops": 4,
     },
+    "temporal_pvc": {
+        "patch_size": 8,
+        "hidden_size": 24,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "intermediate_size": 40,
+        "temporal_layers": 2,
+        "layer_scale_init_value": 0.5,
+        "zero_init": False,
+    },
     "registers": {
         "patch_size": 8,
         "hidden_size": 24,

@@ -121,7 +121,8 @@ def gradients(model: Encoder, checkpointing: bool) -> dict[str, torch.Tensor | N
 
 def training_output(model: Encoder) -> torch.Tensor:
     """A random projection of all that losses can read of the output."""
-    output = model(images(4), output_hidden_states=True)
+    options = {"frame_counts": [4]} if "frame_counts" in model.config.clip_options else {}
+    output = model(images(4), output_hidden_states=True, **options)
     generator = torch.Generator().manual_seed(3)
     values = [value for key, value in output.items() if key != "hidden_states"]
     read = [part for value in values for part in (value if isinstance(value, tuple) else (value,))]

@@ -11,31 +11,19 @@ other length: `docs/DESIGN.md`, "Connectors", says how plans will choose it.
 
 from __future__ import annotations
 
-import dataclasses
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, Literal, Self, TypeVar, cast
+from abc import abstractmethod
+from typing import ClassVar, Generic, Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from foveate.core.errors import FoveateError
 from foveate.core.tokens import Grid
+from foveate.models.connectors.configured import ConfiguredModule, ConnectorOptions, O_co, whole_number
+
+__all__ = ["Connector", "ConnectorOptions", "whole_number"]
 
 
-@dataclass(frozen=True)
-class ConnectorOptions:
-    """Options of a connector: the hyperparameters of its paper with the defaults of the paper.
-
-    Subclasses check their fields in `__post_init__` and raise FoveateError in one sentence. Values come from JSON, so
-    that they are numbers, strings, booleans, None and tuples of these.
-    """
-
-
-O_co = TypeVar("O_co", bound=ConnectorOptions, covariant=True)
-
-
-class Connector(nn.Module, ABC, Generic[O_co]):
+class Connector(ConfiguredModule[O_co], Generic[O_co]):
     """A trainable module that maps the features of a vision tower to tokens of a language model.
 
     Subclasses set the class variables, create their layers in `__init__` after `super().__init__`, and implement
@@ -55,12 +43,6 @@ class Connector(nn.Module, ABC, Generic[O_co]):
         FoveateError: There is no such option, or it has an impossible value.
     """
 
-    #: `connector_type` in configurations.
-    name: ClassVar[str]
-    #: Title of the paper.
-    title: ClassVar[str]
-    #: "arXiv 2407.02392", or "" for a control.
-    paper: ClassVar[str] = ""
     #: Whether the number of tokens can be chosen at inference (`budget`), from one set of weights.
     nested: ClassVar[bool] = False
     #: How the paper of a nested connector trains its lengths: "all" averages the losses of all of them in every batch,
@@ -73,50 +55,6 @@ class Connector(nn.Module, ABC, Generic[O_co]):
     spatial: ClassVar[bool] = True
     #: Whether every token is mapped by itself, so that packed images are one call.
     per_token: ClassVar[bool] = False
-    #: The dataclass of the options.
-    options_class: ClassVar[type[ConnectorOptions]] = ConnectorOptions
-    #: `mm_projector_type` in the `config.json` of the authors' checkpoints in the layout of LLaVA.
-    released_types: ClassVar[tuple[str, ...]] = ()
-    #: Name of the connector in the authors' weights: `model.<prefix>.*`.
-    released_prefix: ClassVar[str] = "mm_projector"
-    #: Names of the authors' weights below this prefix, as regular expressions, with the names here; patterns that begin
-    #: with ^ are of full names. Several names share the rows of one weight evenly, as those of `nn.MultiheadAttention`.
-    released_keys: ClassVar[Mapping[str, str | tuple[str, ...]]] = {}
-    #: Names of the authors' learned vectors below this prefix that are special tokens here, in the order of the layout
-    #: of views that writes them: a released model gets a row for the placeholder and one for each of them.
-    released_vectors: ClassVar[tuple[str, ...]] = ()
-
-    options: O_co
-
-    def __init__(self, vision_hidden_size: int, text_hidden_size: int, **options: Any) -> None:
-        super().__init__()
-        self.options = self.read_options(options)
-
-    @classmethod
-    def read_options(cls, options: Mapping[str, Any]) -> O_co:
-        """Check options by name; lists, which JSON has in place of tuples, become tuples.
-
-        Raises:
-            FoveateError: There is no such option, or it has an impossible value.
-        """
-        known = [field.name for field in dataclasses.fields(cls.options_class)]
-        if unknown := sorted(set(options) - set(known)):
-            possible = f"possible are {', '.join(known)}" if known else "it has none"
-            raise FoveateError(f"the connector {cls.name} has no option {', '.join(unknown)}; {possible}.")
-        values = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
-        return cast("O_co", cls.options_class(**values))
-
-    @classmethod
-    def without_weights(cls, **options: Any) -> Self:
-        """The connector without its layers, for what follows from sizes alone."""
-        connector = cls.__new__(cls)
-        Connector.__init__(connector, 0, 0, **options)
-        return connector
-
-    @classmethod
-    def released_options(cls, config: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Options in an authors' `config.json` of one of `released_types`; None: it is of another connector."""
-        return {}
 
     @property
     def multiple(self) -> int:
@@ -204,20 +142,3 @@ class Connector(nn.Module, ABC, Generic[O_co]):
     @abstractmethod
     def connect(self, features: Tensor, grid: Grid, output: Grid, text: Tensor | None) -> Tensor:
         """Map checked features to tokens `(B, n, d)` of the grid `output`; see `forward`."""
-
-    def reset_parameters(self) -> None:
-        """Initialize the parameters that no layer of torch initializes.
-
-        Models call it after they have initialized all layers. Use `transformers.initialization`, which leaves loaded
-        weights as they are.
-        """
-
-
-def whole_number(name: str, value: Any, least: int = 1) -> None:
-    """Check an option that is a whole number.
-
-    Raises:
-        FoveateError: It is not one, or is below `least`.
-    """
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise FoveateError(f"{name} must be a whole number from {least} on, not {value!r}.")

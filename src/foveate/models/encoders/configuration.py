@@ -32,6 +32,9 @@ class EncoderConfig(PreTrainedConfig):
 
     #: `image_mean` and `image_std` of the pixels that the authors' weights read; empty: those of CLIP.
     released_normalization: ClassVar[Mapping[str, list[float]]] = {}
+    #: Options of `Encoder.forward` by which it reads the items of a batch as frames of clips: `frame_counts` and
+    #: `timestamps`. Empty: every frame is encoded as an image.
+    clip_options: ClassVar[tuple[str, ...]] = ()
 
     num_channels: int = 3
     image_size: int = 224

@@ -11,6 +11,24 @@ from foveate.models.encoders import EncoderConfig, all_encoders
 from foveate.models.llava.conversion import convert_released_config, is_released_config
 
 
+def check_vision_tower(config: Any) -> None:
+    """Check the vision tower of a LLaVA-like configuration.
+
+    Raises:
+        FoveateError: It is of another kind, or gives [CLS] in another way than the configuration reads it.
+    """
+    kind, towers = config.vision_config.model_type, ("clip_vision_model", "siglip_vision_model")
+    if isinstance(config.vision_config, EncoderConfig):
+        if config.vision_feature_select_strategy != "full":
+            raise FoveateError(
+                f"the encoder {kind} gives [CLS] and registers apart from the tokens of the image: "
+                "vision_feature_select_strategy must be 'full'."
+            )
+    elif kind not in towers:
+        possible = ", ".join((*towers, *all_encoders()))
+        raise FoveateError(f"the vision tower of a {config.model_type} model is one of {possible}, not {kind}.")
+
+
 class FoveateLlavaConfig(LlavaConfig):
     """A vision tower, any connector of `foveate.models.connectors` and a causal language model.
 
@@ -49,16 +67,7 @@ class FoveateLlavaConfig(LlavaConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
-        kind, towers = self.vision_config.model_type, ("clip_vision_model", "siglip_vision_model")
-        if isinstance(self.vision_config, EncoderConfig):
-            if self.vision_feature_select_strategy != "full":
-                raise FoveateError(
-                    f"the encoder {kind} gives [CLS] and registers apart from the tokens of the image: "
-                    "vision_feature_select_strategy must be 'full'."
-                )
-        elif kind not in towers:
-            possible = ", ".join((*towers, *all_encoders()))
-            raise FoveateError(f"the vision tower of a foveate_llava model is one of {possible}, not {kind}.")
+        check_vision_tower(self)
         connector_of_sizes(self.connector_type, options_of_config(self))  # refuses unknown names and values
 
     @classmethod

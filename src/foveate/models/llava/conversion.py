@@ -70,7 +70,7 @@ def convert_released_config(config: dict[str, Any]) -> dict[str, Any]:
             f"mm_vision_select_feature {config['mm_vision_select_feature']!r} is not supported: the connectors read "
             "patches, which is 'patch'."
         )
-    vision, tower = _vision(config)
+    vision, tower = released_vision(config)
     connector, options = _connector(config)
     layer = config.get("mm_vision_select_layer", -2)
     placeholder = _placeholder(config)
@@ -116,7 +116,7 @@ def _connector(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     return min(found.items(), key=lambda one: one[0] == "mlp")  # other connectors extend the MLP of LLaVA
 
 
-def _vision(config: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
+def released_vision(config: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
     """Fields of the vision tower's configuration, and where its weights are."""
     tower = config.get("mm_vision_tower") or config.get("vision_tower")
     fields = config.get("vision_config")

@@ -24,6 +24,7 @@ from foveate.models.connectors.registry import connector_named, connector_of_con
 from foveate.models.encoders import EncoderConfig
 from foveate.models.llava.configuration import FoveateLlavaConfig
 from foveate.models.llava.conversion import is_released
+from foveate.models.llava.features import tower_features
 from foveate.models.llava.lengths import NestedEncoder, nested_part
 from foveate.models.llava.prefusion import build_prefusion, fuse, stitched
 from foveate.models.llava.released_weights import UNUSED_KEYS, register_released_keys
@@ -173,26 +174,15 @@ class FoveateLlavaModel(FoveateLlavaPreTrainedModel, ReadsPrompts, LlavaModel):
                 kwargs |= vision.length_options(grid)
             if image_grids is not None:
                 kwargs |= vision.crop_options([Grid(rows, columns) for rows, columns in image_grids.tolist()])
-        kwargs = {name: value for name, value in kwargs.items() if value is not None}
-        outputs = self.vision_tower(pixel_values, **kwargs | {"output_hidden_states": True, "return_dict": True})
-        strategy = vision_feature_select_strategy or self.config.vision_feature_select_strategy
-        first = 1 if strategy == "default" else 0
-        layers = connector.feature_layers(vision.num_hidden_layers)
-        chosen = self.config.vision_feature_layer if vision_feature_layer is None else vision_feature_layer
-        chosen = layers or ([chosen] if isinstance(chosen, int) else chosen)
-        levels = [outputs.hidden_states[layer][:, first:] for layer in chosen]
-        if wrong := [level.shape[1] for level in levels if level.shape[1] != grid.size]:
-            if isinstance(vision, EncoderConfig):
-                raise FoveateError(
-                    f"the connector reads the {grid.size} tokens that {vision.model_type} makes of an image, and one "
-                    f"of its hidden states {', '.join(map(str, chosen))} has {wrong[0]}."
-                )
-            raise FoveateError(
-                f"the connector reads the {grid.size} patches of an image, and with vision_feature_select_strategy "
-                f"{strategy!r} there are {wrong[0]} tokens: 'default' leaves out [CLS] of CLIP, 'full' keeps "
-                "every patch of SigLIP."
-            )
-        features = torch.stack(levels, dim=2) if layers else torch.cat(levels, dim=-1)
+        features, outputs = tower_features(
+            self,
+            pixel_values,
+            grid,
+            connector.feature_layers(vision.num_hidden_layers),
+            self.config.vision_feature_layer if vision_feature_layer is None else vision_feature_layer,
+            vision_feature_select_strategy or self.config.vision_feature_select_strategy,
+            kwargs,
+        )
         patches = features
         if parts is not None:
             features, whole_images, grid = stitched(features.unflatten(0, (-1, parts)), grid)
@@ -305,7 +295,9 @@ def _sizes(image_sizes: Tensor) -> list[tuple[int, int]]:
 
 
 def _learned_rows(config: Any) -> list[int]:
-    """Ids of the placeholder and of the learned vectors, where a released model gets rows for them."""
+    """Ids of the placeholder and of the learned vectors, where a released model of images gets rows for them."""
+    if not isinstance(config, FoveateLlavaConfig):
+        return []
     count = len(connector_named(config.connector_type).released_vectors)
     return list(range(config.image_token_id, config.image_token_id + 1 + count)) if count else []
 

@@ -103,7 +103,7 @@ class FoveateLlavaProcessor(LlavaProcessor):
         self.connector_options = connector_options
         self.connector = connector_of_sizes(connector_type, connector_options)
         self.encoder = encoder
-        self.encoder_config = None if encoder is None else _encoder_config(encoder)
+        self.encoder_config = None if encoder is None else encoder_config_of(encoder)
         super().__init__(
             image_processor,
             tokenizer,
@@ -350,7 +350,7 @@ def encoder_fields(config: Any) -> dict[str, Any]:
     return {"encoder": fields | {"model_type": config.model_type}}
 
 
-def _encoder_config(fields: dict[str, Any]) -> EncoderConfig:
+def encoder_config_of(fields: dict[str, Any]) -> EncoderConfig:
     """The configuration of an encoder.
 
     Raises:

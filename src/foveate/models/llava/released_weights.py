@@ -7,6 +7,7 @@ Such a checkpoint has the keys `model.mm_projector.*`, `model.vision_tower.visio
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from transformers.conversion_mapping import register_checkpoint_conversion_mappi
 from transformers.core_model_loading import Chunk, ConversionOps, WeightConverter, WeightRenaming
 
 from foveate.core.errors import FoveateError
+from foveate.models.connectors.configured import ConfiguredModule
 from foveate.models.connectors.registry import connector_named
 from foveate.models.encoders import all_encoders
 from foveate.models.encoders.layers import square_table
@@ -21,6 +23,7 @@ from foveate.models.encoders.layers import square_table
 #: Released names on the left, except those of connectors. No pattern matches a name of foveate's own layout.
 RELEASED_KEYS = {
     r"^model\.vision_tower\.vision_tower\.": "model.vision_tower.",
+    r"^model\.vision_tower\.guide_encoder\.": "model.instruction_encoder.",
     r"^model\.layers\.": "model.language_model.layers.",
     r"^model\.embed_tokens\.": "model.language_model.embed_tokens.",
     r"^model\.norm\.": "model.language_model.norm.",
@@ -32,6 +35,8 @@ UNUSED_KEYS = [
     r"^model\.compressor\.pos_embed$",
     r"rotary_emb\.inv_freq$",
     r"embeddings\.position_ids$",
+    r"^model\.mm_projector\.\w+_logit_bias$",
+    r"^model\.multi_modal_projector\.queries$",  # of HICom, whose queries may be the instruction
     r"^model\.vision_tower\.(norm|attn_pool|fc_norm|head)\.",
 ]
 CONNECTOR = "model.multi_modal_projector."
@@ -114,10 +119,28 @@ def register_released_keys(model_type: str, connector_type: str = "mlp", vision_
     Authors give different layers the same names, such as `mm_projector.0`. Models call it when they are created, which
     is before their weights are read.
     """
+    register_keys_of(model_type, connector_named(connector_type), vision_type)
+
+
+def register_keys_of(
+    model_type: str,
+    connector: type[ConfiguredModule[Any]],
+    vision_type: str | None = None,
+    readers: Mapping[str, str] | None = None,
+) -> None:
+    """`register_released_keys` of a connector of images or of clips.
+
+    Args:
+        model_type: Of the models.
+        connector: The connector.
+        vision_type: `model_type` of the vision tower.
+        readers: Names of weights in the self-attention of decoder layers that belong to readers of a visual memory.
+    """
     transforms: list[WeightConverter | WeightRenaming] = [
-        ReleasedKey(source, target) for source, target in RELEASED_KEYS.items()
+        ReleasedKey(rf"^model\.layers\.(\d+)\.self_attn\.{re.escape(source)}", rf"model.memory_readers.\1.{target}")
+        for source, target in (readers or {}).items()
     ]
-    connector = connector_named(connector_type)
+    transforms += [ReleasedKey(source, target) for source, target in RELEASED_KEYS.items()]
     prefix = rf"^model\.{connector.released_prefix}\."
     for name, target in connector.released_keys.items():
         transforms.append(_transform(name if name.startswith("^") else prefix + name, target, CONNECTOR))

@@ -1,0 +1,7 @@
+"""The encoder of PVC: a vision transformer whose last blocks also attend over the frames of a clip."""
+
+from foveate.models.encoders.temporal_pvc.configuration import TemporalPVCConfig
+from foveate.models.encoders.temporal_pvc.conversion import with_temporal_blocks
+from foveate.models.encoders.temporal_pvc.modeling import TemporalPVCModel
+
+__all__ = ["TemporalPVCConfig", "TemporalPVCModel", "with_temporal_blocks"]
