@@ -31,6 +31,10 @@ LINKS = {
     "LookupViT": "2407.12753",
     "SiT": "2111.12624",
     "STViT": "2211.11167",
+    "PVC": "2412.09613",
+    "VQToken": "2503.16980",
+    "HICom": "2503.16036",
+    "Slow-Fast": "2504.01328",
 }
 
 #: Explanations for each paper; `_section` fills the `{}` fields.
@@ -87,6 +91,11 @@ WORDS = {
     "STViT": "Reproduced to the printed digit with the operations of norms, which the authors count, except that of "
     "STViT-B at 384 px, which is lower here: the smaller and the larger model at 384 px are reproduced, and so is "
     "STViT-B at 224 px, so that the difference is no other convention.",
+    "PVC": "This is PVC of OpenGVLab, which compresses over time. Numbers of tokens are equal; the paper has no FLOPs.",
+    "VQToken": "The number of tokens is that of the clusters, whatever the clip.",
+    "HICom": "680 tokens for 32 frames are 648 local and 32 global ones, without the newlines that some settings add.",
+    "Slow-Fast": "The convention is unknown: the abstract has one number. The language model has readers of the slow "
+    "tokens in every eighth layer, and the fast tokens do not become more, so that the cost grows little.",
 }
 
 

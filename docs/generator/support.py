@@ -8,7 +8,11 @@ from foveate.families import Family, families
 from foveate.integrations.vllm import MODELS
 
 #: Model classes that are not part of `transformers`.
-OWN = {"llava_uhd": "LlavaUHDForConditionalGeneration", "foveate_llava": "FoveateLlavaForConditionalGeneration"}
+OWN = {
+    "llava_uhd": "LlavaUHDForConditionalGeneration",
+    "foveate_llava": "FoveateLlavaForConditionalGeneration",
+    "foveate_llava_video": "FoveateLlavaVideoForConditionalGeneration",
+}
 
 
 def pages() -> dict[str, str]:
