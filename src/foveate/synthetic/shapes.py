@@ -133,31 +133,38 @@ def tint(rng: random.Random, name: str, difficulty: float) -> Colour:
     return tuple(min(255, max(0, value + rng.randint(-spread, spread))) for value in COLOURS[name])
 
 
+def silhouette(kind: str, radius: float, turn: float = 0.0) -> tuple[Image.Image, list[tuple[float, float]]]:
+    """Matte of a shape with smooth edges, a square with the centre in its middle, and the corners in it.
+
+    Args:
+        kind: One of `KINDS`.
+        radius: Of the circle around it, in pixels.
+        turn: Degrees by which it is turned.
+    """
+    cos, sin = math.cos(math.radians(turn)), math.sin(math.radians(turn))
+    side, scale = math.ceil(2 * radius) + 4, 3
+    points = [
+        ((x * cos - y * sin) * radius * scale + side * scale / 2, (x * sin + y * cos) * radius * scale + side * scale / 2)
+        for x, y in _outline(kind)
+    ]
+    mask = Image.new("L", (side * scale, side * scale), 0)
+    ImageDraw.Draw(mask).polygon(points, fill=255)
+    return mask.reduce(scale), [(px / scale, py / scale) for px, py in points]
+
+
 def paint(rng: random.Random, page: Page, shape: Shape, difficulty: float) -> None:
     """Draw one shape with smooth edges."""
     page.things.append(Character(shape.kind, shape.x, shape.y))
     turn = 0.0
     if shape.kind not in ("circle", "diamond", "square", "heart") or rng.random() < 0.15 * difficulty:
         turn = rng.uniform(-25, 25) * difficulty if shape.kind not in ("diamond", "square") else rng.uniform(-8, 8)
-    cos, sin = math.cos(math.radians(turn)), math.sin(math.radians(turn))
-    side = math.ceil(2 * shape.radius) + 4
-    scale = 3
-    points = [
-        (
-            (x * cos - y * sin) * shape.radius * scale + side * scale / 2,
-            (x * sin + y * cos) * shape.radius * scale + side * scale / 2,
-        )
-        for x, y in _outline(shape.kind)
-    ]
-    mask = Image.new("L", (side * scale, side * scale), 0)
-    ImageDraw.Draw(mask).polygon(points, fill=255)
-    mask = mask.reduce(scale)
-    corner = (round(shape.x - side / 2), round(shape.y - side / 2))
+    mask, corners = silhouette(shape.kind, shape.radius, turn)
+    corner = (round(shape.x - mask.width / 2), round(shape.y - mask.height / 2))
     colour = tint(rng, shape.colour, difficulty)
     page.draw.bitmap(corner, mask, colour)
     if rng.random() < 0.15 * difficulty and shape.kind in ("circle", "square", "rectangle", "ellipse"):
         edge = tuple(v // 2 for v in colour)
-        page.draw.line([(corner[0] + px / scale, corner[1] + py / scale) for px, py in [*points, points[0]]], fill=edge)
+        page.draw.line([(corner[0] + px, corner[1] + py) for px, py in [*corners, corners[0]]], fill=edge)
 
 
 def _clash(groups: tuple[set[str], ...], name: str, others: set[str]) -> bool:
@@ -167,6 +174,11 @@ def _clash(groups: tuple[set[str], ...], name: str, others: set[str]) -> bool:
 def look_alike(colour: str, others: set[str]) -> bool:
     """Whether `colour` is one of `others` or too similar to one."""
     return colour in others or _clash(_NEAR, colour, others)
+
+
+def looks_like(kind: str, others: set[str]) -> bool:
+    """Whether a shape of `kind` could be taken for one of `others`."""
+    return _clash(_LOOK_ALIKE, kind, others)
 
 
 def _palette(brief: RenderRequest, ground: str) -> tuple[list[str], list[str]]:

@@ -26,7 +26,7 @@ COLOUR = wordings("sign.colour")
 _PLATE_COLOURS = ("red", "green", "blue", "yellow", "orange", "white", "black", "brown", "gray", "purple", "teal")
 
 
-def _corners(
+def plate_outline(
     plate: str, left: float, top: float, right: float, bottom: float
 ) -> tuple[list[tuple[float, float]], tuple[float, float]]:
     """Outline of a plate, and the part of its width and height that text may take."""
@@ -95,7 +95,7 @@ def _sign(
         side = min(right - left, bottom - top) / 2
         cx, cy = (left + right) / 2, (top + bottom) / 2
         left, top, right, bottom = cx - side, cy - side, cx + side, cy + side
-    outline, (across, down) = _corners(plate, left, top, right, bottom)
+    outline, (across, down) = plate_outline(plate, left, top, right, bottom)
     fill = tint(rng, colour, brief.difficulty)
     ink = on(fill)
     if rng.random() < 0.15 and colour in ("white", "yellow"):

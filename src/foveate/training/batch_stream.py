@@ -20,7 +20,7 @@ from foveate.core.errors import FoveateError
 from foveate.training.collate import Collator
 from foveate.training.examples import Example
 from foveate.training.lengths import drawn_length
-from foveate.training.recipe import Rendered, Sizes, Stage
+from foveate.training.recipe import Clips, Rendered, Sizes, Stage
 
 if TYPE_CHECKING:
     from foveate.synthetic import Sample
@@ -123,7 +123,7 @@ class RenderedSource:
         share = min(progress / self._settings.growth, 1.0)
         width, height, tasks = self._size(share, rng)
         weights = np.array([self._shares[task] for task in tasks if task is not None])
-        easiest, hardest = _difficulties(self._settings, share)
+        easiest, hardest = difficulties_at(self._settings, share)
         draws = []
         for _ in positions:
             task = tasks[rng.choice(len(tasks), p=weights / weights.sum() if len(weights) else None)]
@@ -142,23 +142,26 @@ class RenderedSource:
         """
         sizes = sizes_at(self._settings, share)
         for _ in range(1000):
-            width, height = (self._side(low, high, rng) for low, high in (sizes.width, sizes.height))
+            width, height = (drawn_side(rng, *ends, self._unit) for ends in (sizes.width, sizes.height))
             fits = [t for t, least in self._smallest.items() if width >= least[0] and height >= least[1]]
             if (sizes.pixels is None or width * height <= sizes.pixels) and (fits or not self._shares):
                 return width, height, [*fits] or [None]
         raise FoveateError(f"no size within {sizes} fits any of the tasks {', '.join(self._shares)}.")
 
-    def _side(self, low: int, high: int, rng: np.random.Generator) -> int:
-        least = max(-(-low // self._unit), 1)
-        greatest = max(high // self._unit, least)
-        return int(np.exp(rng.uniform(np.log(least), np.log(greatest + 1)))) * self._unit
+
+def drawn_side(rng: np.random.Generator, low: int, high: int, unit: int) -> int:
+    """A multiple of `unit` between two sides in pixels; small ones are as likely as large ones."""
+    least = max(-(-low // unit), 1)
+    greatest = max(high // unit, least)
+    return int(np.exp(rng.uniform(np.log(least), np.log(greatest + 1)))) * unit
 
 
 def _between(first: float, last: float, share: float) -> float:
     return first + (last - first) * share
 
 
-def _difficulties(settings: Rendered, share: float) -> tuple[float, float]:
+def difficulties_at(settings: Rendered | Clips, share: float) -> tuple[float, float]:
+    """Range of difficulties at the fraction `share` of the growth."""
     first, last = settings.difficulty, settings.final_difficulty or settings.difficulty
     return _between(first[0], last[0], share), _between(first[1], last[1], share)
 

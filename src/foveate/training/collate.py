@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -111,6 +112,13 @@ class Collator:
         if flat:
             tower_inputs, grids = self.architecture.images(self.processor, flat, self.window)
             batch |= tower_inputs
+        clips = [clip for example in examples for clip in example.clips]
+        clip_grids: list[tuple[int, int, int]] = []
+        if clips:
+            if not self.architecture.takes_clips:
+                raise FoveateError(f"{self.architecture.name} reads no clips; train on images, or train qwen2.5-vl.")
+            clip_inputs, clip_grids = self.architecture.clips(self.processor, clips)
+            batch |= clip_inputs
         if self.cells and flat:
             batch["cells"] = self._cell_targets(examples, images_by_example, grids)
         if self.pages and flat:
@@ -127,11 +135,11 @@ class Collator:
             read = (Grid(*self._token_grid(grid)) for grid in grids)
             batch["lengths"] = torch.tensor(common_lengths(nested_part_of(self.processor), read))
         if self.answers:
-            batch |= self._text(examples, images_by_example, grids)
+            batch |= self._text(examples, images_by_example, grids, iter(clip_grids))
         return batch
 
     def encode(self, conversations: Sequence[Turn], grids: Sequence[Sequence[int]]) -> tuple[list[int], list[int]]:
-        """Encode one conversation, whose images have the patch grids `grids`, as token ids and labels.
+        """Encode one conversation, whose images and clips have the patch grids `grids`, as token ids and labels.
 
         Raises:
             FoveateError: the conversation has no answer; or the template rewrites the text before an answer, or does
@@ -178,21 +186,36 @@ class Collator:
         text = tokenizer.apply_chat_template(
             messages, chat_template=self.processor.chat_template, tokenize=False, add_generation_prompt=prompt
         )
-        pieces = text.split(self.processor.image_token)
-        expanded = [pieces[0]]
-        for index, piece in enumerate(pieces[1:]):
-            expanded += [self._image_text(grids[index]), piece]
-        return "".join(expanded)
+        placeholders = [self.processor.image_token]
+        if any(len(grid) == 3 for grid in grids):  # without a clip, its placeholder is text
+            placeholders.append(self.processor.video_token)
+        remaining = iter(grids)
+        return re.sub(
+            "|".join(map(re.escape, placeholders)), lambda place: self._visual_text(place[0], next(remaining)), text
+        )
 
-    def _image_text(self, grid: Sequence[int]) -> str:
-        """The tokens of an image, from its grid of patches or, with views, its height and width in pixels."""
+    def _visual_text(self, placeholder: str, grid: Sequence[int]) -> str:
+        """The tokens of an image or clip.
+
+        Args:
+            placeholder: What stands for it in the text.
+            grid: (rows, columns) of patches, of a clip after the number of frames; with views, height and width in
+                pixels.
+        """
+        if placeholder != self.processor.image_token:
+            frames, rows, columns = grid
+            return placeholder * (frames * (rows >> self.stages) * (columns >> self.stages))
         if getattr(self.processor, "layout", None) is not None:
             return self.processor.text_of(*grid)
         rows, columns = self._read_grid(grid)
-        return self.processor.image_token * (rows * columns) + getattr(self.processor, "after_image", "")
+        return placeholder * (rows * columns) + getattr(self.processor, "after_image", "")
 
     def _text(
-        self, examples: Sequence[Example], pictures: list[list], grids: list[tuple[int, int]]
+        self,
+        examples: Sequence[Example],
+        pictures: list[list],
+        grids: list[tuple[int, int]],
+        clip_grids: Iterator[tuple[int, int, int]],
     ) -> dict[str, torch.Tensor]:
         rows = []
         answer_targets: list[list[int]] = []
@@ -200,7 +223,8 @@ class Collator:
         start = 0
         for example, images in zip(examples, pictures, strict=True):
             stop = start + len(images)
-            rows.append(self.encode(example.conversations, grids[start:stop]))
+            visuals = [*grids[start:stop], *(next(clip_grids) for _ in example.clips)]
+            rows.append(self.encode(example.conversations, visuals))
             if self.answer_attention:
                 answer_targets.append(self._answer_targets(example, images, grids[start:stop], *rows[-1]))
             if self.question_attention:

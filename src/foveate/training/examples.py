@@ -1,17 +1,18 @@
-"""A training example: images and a conversation in LLaVA's format."""
+"""A training example: images or clips and a conversation in LLaVA's format."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypedDict
 
 from PIL import Image
 
+from foveate.clips import Clip
 from foveate.training.dense_labels import Character
 
-PLACEHOLDER = "<image>"
+PLACEHOLDER, CLIP_PLACEHOLDER = "<image>", "<video>"
 #: Speakers in LLaVA's files, as roles of a chat template.
 ROLES = {"system": "system", "human": "user", "gpt": "assistant"}
 
@@ -25,10 +26,11 @@ class Example:
 
     Attributes:
         images: Images, or paths to them, in the order of the placeholders.
-        conversations: Turns of `human` and `gpt`, with one `<image>` for every image.
+        conversations: Turns of `human` and `gpt`, with one `<image>` for every image and one `<video>` for every clip.
         characters: For every image its characters and their positions, or None if unknown.
         task: Name for reports.
         things: For every image other drawn things and their positions (`foveate.synthetic.Sample.things`), or None.
+        clips: Clips, in the order of the placeholders, which come after those of all images.
     """
 
     images: list[Image.Image | Path]
@@ -36,6 +38,7 @@ class Example:
     characters: list[Sequence[Character]] | None = None
     task: str = ""
     things: list[Sequence[Character]] | None = None
+    clips: list[Clip] = field(default_factory=list)
 
     @classmethod
     def of_question(
@@ -49,10 +52,21 @@ class Example:
         things: Sequence[Character] = (),
     ) -> Example:
         """Build an example of one image and one question with its answer; `more` are further turns."""
-        turns: list[Turn] = [
-            {"from": "human", "value": f"{PLACEHOLDER}\n{question}"},
-            {"from": "gpt", "value": answer},
-        ]
-        for next_question, next_answer in more:
-            turns += [{"from": "human", "value": next_question}, {"from": "gpt", "value": next_answer}]
+        turns = _turns(PLACEHOLDER, [(question, answer), *more])
         return cls([image], turns, None if characters is None else [characters], task, [things])
+
+    @classmethod
+    def of_clip(
+        cls, clip: Clip, question: str, answer: str, task: str = "", more: Sequence[tuple[str, str]] = ()
+    ) -> Example:
+        """Build an example of one clip and one question with its answer; `more` are further turns."""
+        return cls([], _turns(CLIP_PLACEHOLDER, [(question, answer), *more]), task=task, clips=[clip])
+
+
+def _turns(placeholder: str, asked: Sequence[tuple[str, str]]) -> list[Turn]:
+    """Turns of questions and answers, the first question after a placeholder."""
+    turns: list[Turn] = []
+    for question, answer in asked:
+        turns += [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+    turns[0]["value"] = f"{placeholder}\n{turns[0]['value']}"
+    return turns

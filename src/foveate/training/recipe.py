@@ -33,7 +33,8 @@ class NewModel:
         tokenizer: `bytes` (256 bytes and the special tokens), or a folder or Hub id with a tokenizer.
         phrases: Strings that become one token each, such as what every question begins with: prompts get shorter.
         images: Settings of the image processor; patch size and stages follow `vision`. For `llava` also `layout`, the
-            `name` of a layout of views (`foveate.models.llava.layouts`) and its options.
+            `name` of a layout of views (`foveate.models.llava.layouts`) and its options. For `qwen2.5-vl` also `clips`,
+            settings of the video processor such as `min_pixels` and `max_pixels` of a frame.
         architecture: `llava-uhd`, `llava` (a CLIP tower) or `qwen2.5-vl`.
         connector: `type`, a connector of `foveate.models.connectors`, and its options, for `llava-uhd` and `llava`; by
             default two linear layers.
@@ -155,6 +156,58 @@ class Rendered:
 
 
 @dataclass(frozen=True)
+class Clips:
+    """Clips rendered while training, by `foveate.synthetic.clips`, for `qwen2.5-vl`.
+
+    Args:
+        tasks: Weight of every task (`foveate.synthetic.clips.CLIP_TASKS`); empty means all alike.
+        sizes: Range of frame sizes; sides are multiples of those of a token.
+        seconds: Shortest and longest duration, in whole seconds.
+        final_seconds: Range to which `seconds` grows over the first `growth` of the stage; None: it does not grow.
+        fps: Frame rates, one drawn for every group.
+        difficulty: Range of difficulties, from 0 (few large shapes, no noise) to 1.
+        final_difficulty: Range to which `difficulty` grows in the same way; None: it does not grow.
+        growth: Fraction of the stage over which durations and difficulties grow.
+        questions: Largest number of questions about one clip.
+    """
+
+    tasks: dict[str, float] = field(default_factory=dict)
+    sizes: Sizes = field(default_factory=lambda: Sizes((112, 112), (112, 112)))
+    seconds: tuple[int, int] = (4, 6)
+    final_seconds: tuple[int, int] | None = None
+    fps: list[float] = field(default_factory=lambda: [2.0])
+    difficulty: tuple[float, float] = (0.0, 1.0)
+    final_difficulty: tuple[float, float] | None = None
+    growth: float = 0.5
+    questions: int = 3
+
+    def check(self, where: str) -> None:
+        """Raise FoveateError for weights that are not positive and for invalid ranges."""
+        from foveate.synthetic.clips.rendering import LONGEST, MOST_FRAMES, SHORTEST
+
+        for task, weight in self.tasks.items():
+            if not weight > 0:
+                raise FoveateError(f"{where}.tasks.{task}: the weight {weight} is not positive; leave the task out.")
+        for name in ("difficulty", "final_difficulty"):
+            least, greatest = getattr(self, name) or (0.0, 1.0)
+            if not 0 <= least <= greatest <= 1:
+                raise FoveateError(f"{where}.{name}: [{least}, {greatest}] is not a range between 0 and 1.")
+        if not self.fps or min(self.fps) < 1:
+            raise FoveateError(f"{where}.fps: {self.fps} are not frame rates of at least 1 per second.")
+        for name in ("seconds", "final_seconds"):
+            least, greatest = getattr(self, name) or self.seconds
+            if not SHORTEST <= least <= greatest <= LONGEST or greatest * max(self.fps) > MOST_FRAMES:
+                raise FoveateError(
+                    f"{where}.{name}: [{least}, {greatest}] is not a range from {SHORTEST:g} to {LONGEST:g} seconds, "
+                    f"with at most {MOST_FRAMES} frames."
+                )
+        if not 0 < self.growth <= 1:
+            raise FoveateError(f"{where}.growth: {self.growth} is not a fraction between 0 and 1.")
+        if self.questions < 1:
+            raise FoveateError(f"{where}.questions: {self.questions} must be at least 1.")
+
+
+@dataclass(frozen=True)
 class Files:
     """Conversations in LLaVA's format.
 
@@ -169,24 +222,27 @@ class Files:
 
 @dataclass(frozen=True)
 class Data:
-    """One source of training data; exactly one of the three kinds, with its share of the batches.
+    """One source of training data; exactly one of the kinds, with its share of the batches.
 
     Args:
         rendered: Images rendered while training.
+        clips: Clips rendered while training.
         files: A file in LLaVA's format.
         easy_vqa: The public easy-VQA data set (the `easy-vqa` package), training split.
         weight: Share of the batch groups that come from this source, relative to the others.
     """
 
     rendered: Rendered | None = None
+    clips: Clips | None = None
     files: Files | None = None
     easy_vqa: bool = False
     weight: float = 1.0
 
     def check(self, where: str) -> None:
         """Raise FoveateError unless exactly one kind of source is given, with a positive weight."""
-        if (self.rendered is not None) + (self.files is not None) + self.easy_vqa != 1:
-            raise FoveateError(f"{where}: give exactly one of `rendered`, `files` and `easy_vqa: true`.")
+        given = [self.rendered is not None, self.clips is not None, self.files is not None, self.easy_vqa]
+        if sum(given) != 1:
+            raise FoveateError(f"{where}: give exactly one of `rendered`, `clips`, `files` and `easy_vqa: true`.")
         if not self.weight > 0:
             raise FoveateError(f"{where}.weight: {self.weight} is not positive.")
 
@@ -377,6 +433,8 @@ class Stage:
             raise FoveateError(f"{where}.window: {self.window} must be at least 1 patch.")
         if self.plan is not None:
             self._check_plan(f"{where}.plan", self.plan)
+        if any(data.clips is not None for data in self.data):
+            self._check_clips(where)
         if self.lengths not in (None, "full") and (other := self.excludes_lengths()):
             raise FoveateError(f"{where}.lengths: {self.lengths} is not possible with {other}; leave one of them out.")
         if not self.train:
@@ -390,6 +448,16 @@ class Stage:
                 raise FoveateError(
                     f"{where}.train.{part}: the learning rate {rate} is not positive; leave a frozen part out."
                 )
+
+    def _check_clips(self, where: str) -> None:
+        """Clips have labels for answers alone: a renderer's characters and places are those of images."""
+        losses = self.loss
+        others = losses.reads_tokens or losses.answer_attention or losses.question_attention
+        if others or not losses.answer or self.window is not None:
+            raise FoveateError(
+                f"{where}.data: clips are trained on answers alone; leave out all other losses and `window`, or train "
+                "on clips in a stage of their own."
+            )
 
     def _check_plan(self, where: str, text: str) -> None:
         from foveate.core.plan import Plan  # only now: the methods it reads need torch

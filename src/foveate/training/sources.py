@@ -6,6 +6,7 @@ from pathlib import Path
 
 from foveate.core.errors import FoveateError
 from foveate.training.batch_stream import ListSource, RenderedSource, Source
+from foveate.training.clip_source import ClipSource
 from foveate.training.dataset import read_conversations
 from foveate.training.examples import Example
 from foveate.training.recipe import Data
@@ -16,7 +17,7 @@ def open_source(data: Data, unit: int, seed: int) -> Source:
 
     Args:
         data: One entry of a stage's `data`.
-        unit: Pixels on the side of a final token; sizes of rendered images follow it.
+        unit: Pixels on the side of a final token; sizes of rendered images and clips follow it.
         seed: Seed of the order of finite data.
 
     Raises:
@@ -24,6 +25,8 @@ def open_source(data: Data, unit: int, seed: int) -> Source:
     """
     if data.rendered is not None:
         return RenderedSource(data.rendered, unit)
+    if data.clips is not None:
+        return ClipSource(data.clips, unit)
     if data.files is not None:
         examples = read_conversations(data.files.path, data.files.images)
         return ListSource(examples.__getitem__, len(examples), seed)

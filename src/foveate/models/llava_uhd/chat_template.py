@@ -36,3 +36,13 @@ CHAT_TEMPLATE = """\
 {{- '<|im_start|>assistant\\n' -}}
 {%- endif -%}
 """
+
+# The same for models that read clips too: `<video>` stands for one, as `<image>` for an image.
+CLIP_CHAT_TEMPLATE = CHAT_TEMPLATE.replace(
+    "{%- elif part['type'] == 'text' -%}",
+    """\
+{%- elif part['type'] == 'video' -%}
+{{- '<video>' -}}
+{%- if not loop.last -%}{{- '\\n' -}}{%- endif -%}
+{%- elif part['type'] == 'text' -%}""",
+).replace("'image' and 'text'", "'image', 'video' and 'text'")

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from foveate.clips import Clip
 from foveate.models.connectors.connector import Connector
 from foveate.models.connectors.registry import connector_of_sizes, options_of_config
 from foveate.models.llava_uhd.tokenizer import byte_tokenizer
@@ -36,6 +37,8 @@ class Architecture:
     takes_encoders: ClassVar[bool] = False
     #: Whether a recipe can choose the connector.
     takes_connectors: ClassVar[bool] = False
+    #: Whether `clips` makes inputs of clips.
+    takes_clips: ClassVar[bool] = False
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer `bytes`, with the special tokens that the model wants."""
@@ -117,6 +120,15 @@ class Architecture:
 
         `window` makes images of that many patches a side, or of as many in all, after `take_windows`; only where
         `has_window`.
+        """
+        raise NotImplementedError
+
+    def clips(
+        self, processor: Any, clips: Sequence[Clip]
+    ) -> tuple[dict[str, torch.Tensor], list[tuple[int, int, int]]]:
+        """Inputs of the vision tower for clips, and the grid (time, rows, columns) of each one's patches.
+
+        Only where `takes_clips`.
         """
         raise NotImplementedError
 

@@ -15,9 +15,11 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
+from transformers.video_utils import VideoMetadata
 
+from foveate.clips import Clip
 from foveate.models.connectors.connector import Connector
-from foveate.models.llava_uhd.chat_template import CHAT_TEMPLATE
+from foveate.models.llava_uhd.chat_template import CLIP_CHAT_TEMPLATE
 from foveate.models.llava_uhd.tokenizer import byte_tokenizer
 from foveate.training.architectures.architecture import Architecture, Keep
 
@@ -29,7 +31,8 @@ class Qwen25VL(Architecture):
     model_class = Qwen2_5_VLForConditionalGeneration
     processor_class = Qwen2_5_VLProcessor
     vision_class = Qwen2_5_VLVisionConfig
-    image_settings = ("min_pixels", "max_pixels", "resample", "rescale_factor", "image_mean", "image_std")
+    image_settings = ("min_pixels", "max_pixels", "resample", "rescale_factor", "image_mean", "image_std", "clips")
+    takes_clips = True
     tower = ".visual."
     #: The merger joins 2 x 2 patches and is what connects; recipes call it `stages`, as losses on tokens reach it.
     stage = ".visual.merger."
@@ -48,17 +51,19 @@ class Qwen25VL(Architecture):
         tokenizer: PreTrainedTokenizerBase,
         connector: Connector | None = None,
     ) -> Any:
-        """See `Architecture.processor`."""
+        """See `Architecture.processor`; sizes of the setting `clips` are those of a frame."""
+        settings = dict(images)
+        clips = settings.pop("clips", {})
         shared = {
             "patch_size": vision.patch_size,
             "merge_size": vision.spatial_merge_size,
             "temporal_patch_size": vision.temporal_patch_size,
         }
         return Qwen2_5_VLProcessor(
-            Qwen2VLImageProcessor(**images, **shared),
+            Qwen2VLImageProcessor(**settings, **shared),
             tokenizer,
-            Qwen2VLVideoProcessor(**shared),
-            chat_template=CHAT_TEMPLATE,
+            Qwen2VLVideoProcessor(**clips, **shared),
+            chat_template=CLIP_CHAT_TEMPLATE,
         )
 
     def config(self, vision: Any, text: Any, processor: Any, connector: Connector | None = None) -> Any:
@@ -109,6 +114,23 @@ class Qwen25VL(Architecture):
         grids = [(rows, columns) for _, rows, columns in processed["image_grid_thw"].tolist()]
         return {"pixel_values": processed["pixel_values"], "image_grid_thw": processed["image_grid_thw"]}, grids
 
+    def clips(
+        self, processor: Any, clips: Sequence[Clip]
+    ) -> tuple[dict[str, torch.Tensor], list[tuple[int, int, int]]]:
+        """See `Architecture.clips`."""
+        metadata = [VideoMetadata(**clip.metadata) for clip in clips]
+        processed = processor.video_processor(
+            videos=[clip.frames for clip in clips],
+            video_metadata=metadata,
+            do_sample_frames=False,
+            return_tensors="pt",
+        )
+        depth = processor.video_processor.temporal_patch_size
+        seconds = torch.tensor([depth / one.sampled_fps for one in metadata])
+        inputs = {name: processed[name] for name in ("pixel_values_videos", "video_grid_thw")}
+        return inputs | {"second_per_grid_ts": seconds}, [tuple(grid) for grid in inputs["video_grid_thw"].tolist()]
+
     def text_inputs(self, processor: Any, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
-        """See `Architecture.text_inputs`: which tokens are an image's, for the positions."""
-        return {"mm_token_type_ids": (input_ids == processor.image_token_id).int()}
+        """See `Architecture.text_inputs`: which tokens are an image's (1) and a clip's (2), for the positions."""
+        images, clips = input_ids == processor.image_token_id, input_ids == processor.video_token_id
+        return {"mm_token_type_ids": images.int() + 2 * clips.int()}
