@@ -115,8 +115,6 @@ class Collator:
         clips = [clip for example in examples for clip in example.clips]
         clip_grids: list[tuple[int, int, int]] = []
         if clips:
-            if not self.architecture.takes_clips:
-                raise FoveateError(f"{self.architecture.name} reads no clips; train on images, or train qwen2.5-vl.")
             clip_inputs, clip_grids = self.architecture.clips(self.processor, clips)
             batch |= clip_inputs
         if self.cells and flat:

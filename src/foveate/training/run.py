@@ -97,6 +97,11 @@ class Run:
                     f"stage {stage.name}: attention supervision needs text that attends to the image, not to VoCo "
                     "tokens; leave loss.answer_attention and loss.question_attention out."
                 )
+            if any(data.clips is not None for data in stage.data) and not training_model.architecture.takes_clips:
+                raise FoveateError(
+                    f"stage {stage.name}: {training_model.architecture.name} reads no clips; train it on images, or "
+                    "choose qwen2.5-vl."
+                )
             varied = lengths_of(stage, processor) != "full"
             with training_model.under_plan(f"{Nested.name}:1" if varied else stage.plan):
                 pass

@@ -78,6 +78,8 @@ def build(
     events, visiting = iter(times), iter(visits)
     for act, (kind, colour) in zip(acts, _names(brief, len(acts), sign), strict=True):
         event = next(events) if act in ("appear", "vanish", "enter", "leave") else None
+        if event is not None and act in ("enter", "leave") and event > brief.seconds - 2:
+            raise DoesNotFit("no time to cross the edge")
         shown = next(visiting) if act == "visit" else None
         actors.append(_placed(brief, kind, colour, act, event, shown, area, actors))
     rng.shuffle(actors)
@@ -141,10 +143,10 @@ def _placed(
     area: tuple[float, float, float, float],
     others: list[Actor],
 ) -> Actor:
-    """An actor on a path on which it touches none of `others`, at no time."""
+    """An actor on a path on which it touches none of `others` while both are shown."""
     rng = brief.rng
     side = min(area[2] - area[0], area[3] - area[1], 0.8 * max(area[2] - area[0], area[3] - area[1]))
-    largest = rng.uniform(0.13, 0.19 - 0.04 * brief.difficulty) * side
+    largest = rng.uniform(0.15, 0.22 - 0.06 * brief.difficulty) * side
     for attempt in range(60):
         radius = max(6.0, largest * 0.99**attempt)
         actor = _acting(brief, kind, colour, act, event, shown, area, radius)
@@ -211,12 +213,14 @@ def _acting(
 
 
 def _apart(one: Actor, other: Actor, seconds: float) -> bool:
-    """Whether two actors touch at no quarter of a second, shown or not."""
+    """Whether two actors touch at no quarter of a second at which both are shown."""
     distance = one.radius + other.radius + 2
-    for quarter in range(round(4 * seconds) + 1):
-        (ax, ay), (bx, by) = one.place(quarter / 4), other.place(quarter / 4)
-        if math.hypot(ax - bx, ay - by) < distance:
-            return False
+    for quarter in range(round(4 * seconds)):
+        second = quarter / 4
+        if one.visible(second) and other.visible(second):
+            (ax, ay), (bx, by) = one.place(second), other.place(second)
+            if math.hypot(ax - bx, ay - by) < distance:
+                return False
     return True
 
 

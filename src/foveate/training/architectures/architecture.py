@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from foveate.clips import Clip
+from foveate.core.errors import FoveateError
 from foveate.models.connectors.connector import Connector
 from foveate.models.connectors.registry import connector_of_sizes, options_of_config
 from foveate.models.llava_uhd.tokenizer import byte_tokenizer
@@ -128,9 +129,10 @@ class Architecture:
     ) -> tuple[dict[str, torch.Tensor], list[tuple[int, int, int]]]:
         """Inputs of the vision tower for clips, and the grid (time, rows, columns) of each one's patches.
 
-        Only where `takes_clips`.
+        Raises:
+            FoveateError: models of this kind read no clips.
         """
-        raise NotImplementedError
+        raise FoveateError(f"{self.name} reads no clips; train it on images, or choose qwen2.5-vl.")
 
     def text_inputs(self, processor: Any, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
         """Inputs next to the ids (B, T), their mask and the images."""
