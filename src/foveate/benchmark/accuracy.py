@@ -6,8 +6,8 @@ are greedy and compared as `matching.normal` writes them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ from foveate.benchmark.questions import QuestionSettings, check_models
 from foveate.benchmark.results import write_json
 from foveate.benchmark.rows import Rows
 from foveate.benchmark.scores import scores
-from foveate.benchmark.tasks import Item
+from foveate.benchmark.tasks import ClipSettings, Item, check_clips, items
 from foveate.core.errors import FoveateError
 from foveate.loading import load
 from foveate.runtime import compress, handle_of
+from foveate.synthetic.clips import CLIP_TASKS
 
 NOTE = (
     "Exact match after normalisation (case, white space, punctuation at the end, commas in numbers). Relative: "
@@ -44,6 +45,7 @@ class AccuracySettings(QuestionSettings):
     Args:
         models: Folders, Hub ids, or "embedded".
         plans: Plans as text; the full model and the controls at every budget are added.
+        clips: Of rendered clips.
 
     Raises:
         FoveateError: If something is not known or not possible.
@@ -51,16 +53,23 @@ class AccuracySettings(QuestionSettings):
 
     models: tuple[str, ...] = ("embedded",)
     plans: tuple[str, ...] = ()
+    clips: ClipSettings = field(default_factory=ClipSettings)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_models(self.models)
+        check_clips(self.tasks, self.clips, self.difficulty)
         object.__setattr__(self, "plans", with_controls(self.plans))
 
     @property
     def described(self) -> dict[str, Any]:
         """Settings that must agree for answers to share a file."""
-        return {name: getattr(self, name) for name in ("count", "sides", "difficulty", "dtype", "device")}
+        described = {name: getattr(self, name) for name in ("count", "sides", "difficulty", "dtype", "device")}
+        return described | ({"clips": asdict(self.clips)} if {*self.tasks} & {*CLIP_TASKS} else {})
+
+    def items_of(self, task: str) -> Iterator[Item]:
+        """See `QuestionSettings.items_of`."""
+        return items(task, self.count, difficulty=self.difficulty, sides=self.sides, clips=self.clips)
 
 
 def answer_items(

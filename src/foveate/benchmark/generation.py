@@ -59,7 +59,7 @@ class Reply:
 
     Args:
         texts: Its answers, turn by turn.
-        tokens_in: Tokens of the item's images before compression.
+        tokens_in: Tokens of the item's images or clip before compression.
         tokens_kept: Tokens of them that the language model worked on, the mean over its layers.
     """
 
@@ -111,13 +111,16 @@ def prepare(model: Any, processor: Any, items: Sequence[Item]) -> Prepared:
 
 
 def messages_of(item: Item, answers: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Format an item as messages up to the question after `answers`; images come before the first question."""
+    """Format an item as messages up to the question after `answers`; images and clips come before the first one."""
     messages: list[dict[str, Any]] = []
     if item.system:
         messages.append({"role": "system", "content": [{"type": "text", "text": item.system}]})
     for turn, (question, _) in enumerate(item.turns[: len(answers) + 1]):
-        images = [{"type": "image", "image": image} for image in item.images] if turn == 0 else []
-        messages.append({"role": "user", "content": [*images, {"type": "text", "text": question}]})
+        visuals: list[dict[str, Any]] = []
+        if turn == 0:
+            visuals += [{"type": "image", "image": image} for image in item.images]
+            visuals += [] if item.clip is None else [{"type": "video", "video": item.clip}]
+        messages.append({"role": "user", "content": [*visuals, {"type": "text", "text": question}]})
         if turn < len(answers):
             messages.append({"role": "assistant", "content": [{"type": "text", "text": answers[turn]}]})
     return messages

@@ -1,4 +1,4 @@
-"""Tasks: rendered pages of the held-out split, easy-VQA, chats about one image, and files of your own.
+"""Tasks: rendered pages and clips of the held-out split, easy-VQA, chats about one image, and files of your own.
 
 A task's questions are a function of its name and their number, so every plan is asked the same ones, and a run that was
 stopped draws them again.
@@ -16,14 +16,18 @@ from pathlib import Path
 
 from PIL import Image
 
+from foveate.clips import Clip
 from foveate.core.errors import FoveateError
 from foveate.images import open_image
 from foveate.synthetic import TASKS, easy_vqa, render, smallest_size
+from foveate.synthetic.clips import CLIP_TASKS, render_clip
+from foveate.synthetic.clips import rendering as clip_rendering
 from foveate.synthetic.page import least_cap
 from foveate.synthetic.questions import ask
 from foveate.synthetic.rendering import LARGEST_SIDE
 from foveate.synthetic.sample import Sample
 from foveate.synthetic.shapes import COLOUR_OF, KIND_OF
+from foveate.training.clip_source import clip_of
 from foveate.training.dataset import read_conversations
 from foveate.training.examples import PLACEHOLDER
 
@@ -53,6 +57,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "charts": ("chart_value", "chart_extreme", "chart_compare"),
     "colour": ("shape_colour", "shape_kind"),
     "yes/no": ("document_yes_no", "shape_exists"),
+    "clips": CLIP_TASKS,
 }
 
 #: Pages that chats are about, one after the other; each has several questions, about different places.
@@ -74,8 +79,28 @@ _LARGEST_FROM = 400
 
 
 @dataclass(frozen=True)
+class ClipSettings:
+    """Settings of rendered clips.
+
+    Args:
+        size: Width and height of the frames in pixels.
+        seconds: Shortest and longest duration, in whole seconds.
+        fps: Frames per second.
+    """
+
+    size: tuple[int, int] = (112, 84)
+    seconds: tuple[int, int] = (4, 6)
+    fps: float = 2.0
+
+    def seconds_of(self, index: int) -> int:
+        """Duration of the clip number `index`."""
+        shortest, longest = self.seconds
+        return shortest + index % (longest - shortest + 1)
+
+
+@dataclass(frozen=True)
 class Item:
-    """One or several images with the questions asked about them in turn.
+    """One or several images, or a clip, with the questions asked about them in turn.
 
     Args:
         task: Name of the task.
@@ -83,6 +108,7 @@ class Item:
         images: Shown before the first question.
         turns: Question and right answer of every turn.
         system: Text of a system turn before the first question; "" for none.
+        clip: Shown before the first question.
     """
 
     task: str
@@ -90,20 +116,23 @@ class Item:
     images: tuple[Image.Image, ...]
     turns: tuple[tuple[str, str], ...]
     system: str = ""
+    clip: Clip | None = None
 
     @property
     def pixels(self) -> int:
-        """Number of pixels of all images."""
-        return sum(image.width * image.height for image in self.images)
+        """Number of pixels of all images and frames."""
+        return sum(image.width * image.height for image in self.images) + (
+            0 if self.clip is None else self.clip.frames.size // 3
+        )
 
 
 def names() -> tuple[str, ...]:
-    """Names of all built-in tasks."""
+    """Names of all built-in tasks about images; those about clips are `CLIP_TASKS`."""
     return (*TASKS, EASY_VQA, CHAT, SWAPPED, DETAIL)
 
 
 def tasks_of(requested: Sequence[str]) -> tuple[str, ...]:
-    """Expand names of tasks and groups, `all` and paths of files into tasks, each once.
+    """Expand names of tasks and groups, `all` (about images) and paths of files into tasks, each once.
 
     Raises:
         FoveateError: a name is none of these, easy-VQA is not installed, or a file cannot be read.
@@ -114,14 +143,14 @@ def tasks_of(requested: Sequence[str]) -> tuple[str, ...]:
             expanded += names()
         elif name in GROUPS:
             expanded += GROUPS[name]
-        elif name in names():
+        elif name in names() or name in CLIP_TASKS:
             expanded.append(name)
         elif Path(name).suffix in (".json", ".jsonl"):
             _file(name)
             expanded.append(name)
         else:
             raise FoveateError(
-                f"unknown task {name!r}; possible are all, {', '.join((*GROUPS, *names()))}, and files of "
+                f"unknown task {name!r}; possible are all, {', '.join((*GROUPS, *names(), *CLIP_TASKS))}, and files of "
                 "conversations in LLaVA's format (.json or .jsonl)."
             )
     if EASY_VQA in expanded and find_spec("easy_vqa") is None:
@@ -135,18 +164,25 @@ def group_of(task: str) -> str | None:
 
 
 def items(
-    task: str, count: int, *, difficulty: float = 1.0, sides: tuple[int, int] = (128, 640), first: int = 0
+    task: str,
+    count: int,
+    *,
+    difficulty: float = 1.0,
+    sides: tuple[int, int] = (128, 640),
+    clips: ClipSettings | None = None,
+    first: int = 0,
 ) -> Iterator[Item]:
     """Return items `first` to `first + count - 1` of a task.
 
-    Rendered pages are of the held-out split. Those of easy-VQA's test split, and of a file, are `count` spread evenly
+    Rendered pages and clips are of the held-out split. Those of easy-VQA's test split, and of a file, are `count` spread evenly
     from all (`first` shifts them), or all where there are fewer; entries of a file without an image are left out.
 
     Args:
-        task: A name of `names()`, or the path of a file.
+        task: A name of `names()` or `CLIP_TASKS`, or the path of a file.
         count: Items.
-        difficulty: Of rendered pages, 0 to 1.
+        difficulty: Of rendered pages and clips, 0 to 1.
         sides: Shortest and longest side of rendered pages in pixels.
+        clips: Of rendered clips; by default small ones.
         first: Number of the first item.
 
     Raises:
@@ -165,6 +201,20 @@ def items(
         for index in range(first, first + count):
             sample = render(task, index, split="heldout", sides=sides, difficulty=difficulty)
             yield Item(task, index, (sample.image,), ((sample.question, sample.answer),))
+    elif task in CLIP_TASKS:
+        shape = clips or ClipSettings()
+        for index in range(first, first + count):
+            drawn = render_clip(
+                task,
+                index,
+                "heldout",
+                shape.size,
+                seconds=shape.seconds_of(index),
+                fps=shape.fps,
+                difficulty=difficulty,
+                most=1,
+            )
+            yield Item(task, index, (), ((drawn.question, drawn.answer),), clip=clip_of(drawn))
     else:
         yield from _spread(task, _file(task), count, first)
 
@@ -185,6 +235,17 @@ def check(tasks: Sequence[str], sides: tuple[int, int], difficulty: float) -> No
     for task in drawn:
         if high < max(smallest_size(task)):
             raise FoveateError(f"{task} needs a side of at least {max(smallest_size(task))} pixels, got {high}.")
+
+
+def check_clips(tasks: Sequence[str], clips: ClipSettings, difficulty: float) -> None:
+    """Raise FoveateError if the clips of the tasks cannot be rendered so."""
+    shortest, longest = clips.seconds
+    if shortest > longest:
+        raise FoveateError(f"seconds must be shortest,longest, got {shortest},{longest}.")
+    for task in tasks:
+        if task in CLIP_TASKS:
+            for seconds in clips.seconds:
+                clip_rendering.check(task, "heldout", clips.size, seconds, clips.fps, difficulty)
 
 
 def least_side(difficulty: float) -> int:

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 from foveate.benchmark.results import INERT, inert
-from foveate.commands.lists import names_in, sides_in
+from foveate.commands.lists import names_in, pair_in, sides_in
 from foveate.commands.options import BatchSize, Device, Difficulty, Dtype, Models, ResultAsJson, Sides, Threads
 from foveate.console import command_line, console, notes, print_json
 from foveate.core.full_model import FULL_MODEL
@@ -22,6 +22,7 @@ EXAMPLES = """
     foveate bench accuracy --methods divprune,hiprune --budgets 10%,25% --tasks all --count 200
     foveate bench accuracy --models path/to/model,owner/name --plans visionzip:64 --tasks my-questions.jsonl
     foveate bench accuracy --tasks all --count 500 -o results.json --resume
+    foveate bench accuracy --models Qwen/Qwen2.5-VL-3B-Instruct --tasks clips --plans "evs:25%" --frame-size 448,336
 """
 
 #: Of --quick: a task of every kind.
@@ -54,7 +55,7 @@ def accuracy(
         typer.Option(
             help="Tasks, comma-separated or in repeated options: names, groups (reading, tables, counting, "
             "charts, colour, "
-            "yes/no), all, files in LLaVA's format.",
+            "yes/no, clips), all (about images), files in LLaVA's format.",
             show_default="all",
         ),
     ] = None,
@@ -63,6 +64,9 @@ def accuracy(
     ] = None,
     sides: Sides = "128,640",
     difficulty: Difficulty = 1.0,
+    frame_size: Annotated[str, typer.Option(help="Width and height of rendered clips in pixels.")] = "112,84",
+    seconds: Annotated[str, typer.Option(help="Shortest and longest rendered clip in seconds.")] = "4,6",
+    fps: Annotated[float, typer.Option(help="Frames per second of rendered clips.")] = 2.0,
     batch_size: BatchSize = 8,
     device: Device = None,
     dtype: Dtype = "auto",
@@ -82,7 +86,8 @@ def accuracy(
     """Measure the accuracy of models with plans, on the same questions as three controls.
 
     Controls are the full model and, at every budget, random tokens and a smaller image. Tasks are rendered pages of the
-    held-out split, easy-VQA's test split, chats about one image, small type, and files of your own. The result has
+    held-out split, easy-VQA's test split, chats about one image, small type, rendered clips, and files of your own. The
+    result has
     accuracy, accuracy relative to the full model with a paired bootstrap interval, the share of answers that equal
     those of the full model (agreement), and accuracy on the difficult questions: those that the full model
     answers right and the smaller image does not.
@@ -92,7 +97,7 @@ def accuracy(
     """
     from foveate.benchmark import accuracy as benchmark
     from foveate.benchmark.budgets import product
-    from foveate.benchmark.tasks import names
+    from foveate.benchmark.tasks import ClipSettings, names
 
     chosen = [plan.strip() for option in plans or () for plan in option.split(";") if plan.strip()]
     if methods or budgets or not chosen:
@@ -105,6 +110,11 @@ def accuracy(
         count=count or (10 if quick else 100),
         sides=sides_in(sides),
         difficulty=difficulty,
+        clips=ClipSettings(
+            pair_in(frame_size, "--frame-size", "the width and the height of frames, such as 112,84"),
+            pair_in(seconds, "--seconds", "the shortest and the longest duration, such as 4,6"),
+            fps,
+        ),
         batch_size=batch_size,
         dtype=dtype,
         device=device,

@@ -18,9 +18,18 @@ def sides_in(text: str) -> tuple[int, int]:
     Raises:
         FoveateError: the text is not two numbers.
     """
-    ends = numbers_in(text, "--sides")
+    return pair_in(text, "--sides", "the shortest and the longest side, such as 128,640")
+
+
+def pair_in(text: str, option: str, what: str) -> tuple[int, int]:
+    """Parse the two whole numbers in `128,640`.
+
+    Raises:
+        FoveateError: the text is not two numbers; the message says `what` they must be.
+    """
+    ends = numbers_in(text, option)
     if len(ends) != 2:
-        raise FoveateError(f"--sides {text!r} must be the shortest and the longest side, such as 128,640.")
+        raise FoveateError(f"{option} {text!r} must be {what}.")
     return ends[0], ends[1]
 
 

@@ -9,7 +9,6 @@ from foveate.synthetic.clips.scene import Actor, Point, Scene, Sign
 from foveate.synthetic.page import DoesNotFit, RenderRequest
 from foveate.synthetic.shapes import COLOURS, KINDS, look_alike, looks_like
 from foveate.synthetic.signs import PLATES
-from foveate.synthetic.words import split_of
 
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 _EASY_KINDS = ("circle", "square", "triangle", "star")
@@ -87,10 +86,7 @@ def build(
 
 
 def _names(brief: ClipRequest, count: int, sign: Sign | None) -> list[tuple[str, str]]:
-    """Kinds and colours that may be seen together; of held-out clips the first pair is held out.
-
-    One pair in five is held out. In easy clips every shape has a colour of its own.
-    """
+    """Kinds and colours that may be seen together; in easy clips every shape has a colour of its own."""
     rng, d = brief.rng, brief.difficulty
     kinds = list(_EASY_KINDS if rng.random() > d else KINDS)
     colours = list(_EASY_COLOURS if rng.random() > d else COLOURS)
@@ -101,9 +97,6 @@ def _names(brief: ClipRequest, count: int, sign: Sign | None) -> list[tuple[str,
         if len(pairs) == count:
             return pairs
         kind, colour = rng.choice(kinds), rng.choice(colours)
-        heldout = split_of(f"{colour} {kind}") == "heldout"
-        if heldout if brief.split == "train" else not heldout and not pairs:
-            continue
         if (kind, colour) in pairs or (distinct and colour in {other for _, other in pairs}):
             continue
         if look_alike(colour, taken - {colour}) or colour in taken:

@@ -171,8 +171,8 @@ def render_clip(
     Args:
         task: a name of `CLIP_TASKS`.
         seed: any whole number.
-        split: "train" or "heldout". Held out are fonts and words of signs, plates, one pair of colour and shape in
-            five, and some wordings.
+        split: "train" or "heldout". Held out are fonts and words of signs (every word and number of three characters
+            or more), plates, and some wordings.
         size: width and height of the frames in pixels.
         seconds: duration; frames are at 0, 1/fps, 2/fps, ... seconds.
         fps: frames per second.

@@ -42,6 +42,7 @@ class Qwen25VL(Architecture):
         tokenizer = byte_tokenizer()
         tokenizer.add_special_tokens({"extra_special_tokens": ["<video>"]}, replace_extra_special_tokens=False)
         tokenizer.video_token = "<video>"
+        tokenizer.init_kwargs["video_token"] = "<video>"  # what a saved tokenizer knows
         return tokenizer
 
     def processor(
