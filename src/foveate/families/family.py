@@ -142,11 +142,18 @@ class Family(ABC):
             check_connector(self.nested_part(core), plan)
 
     def grids(self, core: Any, modality: str, call: Mapping[str, Any]) -> list[Grid] | None:
-        """Token grids of the images of a call, before it runs; None where images are not single grids."""
+        """Token grids of the images of a call, before it runs; None where images are not single grids.
+
+        Of a clip it is the grid of each of its `frames`.
+        """
+        return None
+
+    def frames(self, core: Any, modality: str, call: Mapping[str, Any]) -> list[int] | None:
+        """Grids of every image of a call that has `grids`: the frames of a clip. None: one of each."""
         return None
 
     def shrink(self, core: Any, modality: str, call: Mapping[str, Any], grids: Sequence[Grid]) -> dict[str, Any]:
-        """Downscale the images in the arguments of a call to grids of `grids` tokens."""
+        """Downscale the images, and all frames of clips, in the arguments of a call to grids of `grids` tokens."""
         raise NotImplementedError  # only called where `grids` returns grids
 
     def encoder_grids(self, core: Any, call: Mapping[str, Any]) -> list[Grid]:

@@ -33,12 +33,13 @@ class Qwen2VL(Family):
         return core.visual
 
     def grids(self, core: Any, modality: str, call: Mapping[str, Any]) -> list[Grid] | None:
-        """A raster an image; clips are none."""
+        """A raster an image or frame of a clip."""
         side = core.visual.spatial_merge_size
-        sizes = call[f"{modality}_grid_thw"].tolist()
-        if any(frames != 1 for frames, _, _ in sizes):
-            return None
-        return [Grid(rows // side, columns // side) for _, rows, columns in sizes]
+        return [Grid(rows // side, columns // side) for _, rows, columns in call[f"{modality}_grid_thw"].tolist()]
+
+    def frames(self, core: Any, modality: str, call: Mapping[str, Any]) -> list[int] | None:
+        """Pairs of frames of a clip, or as many as a patch is deep."""
+        return [frames for frames, _, _ in call[f"{modality}_grid_thw"].tolist()]
 
     def shrink(self, core: Any, modality: str, call: Mapping[str, Any], grids: Sequence[Grid]) -> dict[str, Any]:
         """Patches back to pixels, resized, and cut into patches again, in the order of merge groups."""
@@ -47,16 +48,17 @@ class Qwen2VL(Family):
         name = "pixel_values" if modality == "image" else "pixel_values_videos"
         old = call[f"{modality}_grid_thw"].tolist()
         smaller, sizes = [], []
-        for patches, (_, rows, columns), grid in zip(
+        for patches, (frames, rows, columns), grid in zip(
             call[name].split([t * h * w for t, h, w in old]), old, grids, strict=True
         ):
-            # (row, column, row and column in a merge group, channel, time, height, width) to (channel x time, H, W)
-            cut = patches.view(rows // side, columns // side, side, side, -1, depth, patch, patch)
-            image = cut.permute(4, 5, 0, 2, 6, 1, 3, 7).reshape(1, -1, rows * patch, columns * patch)
+            # (frame, row, column, row and column in a merge group, channel, time, height, width) to
+            # (frame, channel x time, H, W)
+            cut = patches.view(frames, rows // side, columns // side, side, side, -1, depth, patch, patch)
+            image = cut.permute(0, 5, 6, 1, 3, 7, 2, 4, 8).reshape(frames, -1, rows * patch, columns * patch)
             small = resize(image, (grid.rows * side * patch, grid.columns * side * patch))
-            small = small.view(-1, depth, grid.rows, side, patch, grid.columns, side, patch)
-            smaller.append(small.permute(2, 5, 3, 6, 0, 1, 4, 7).reshape(-1, patches.shape[1]))
-            sizes.append((1, grid.rows * side, grid.columns * side))
+            small = small.view(frames, -1, depth, grid.rows, side, patch, grid.columns, side, patch)
+            smaller.append(small.permute(0, 3, 6, 4, 7, 1, 2, 5, 8).reshape(-1, patches.shape[1]))
+            sizes.append((frames, grid.rows * side, grid.columns * side))
         device = call[f"{modality}_grid_thw"].device
         return {**call, name: torch.cat(smaller), f"{modality}_grid_thw": torch.tensor(sizes, device=device)}
 

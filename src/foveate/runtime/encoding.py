@@ -17,7 +17,7 @@ from foveate.core.image import ImageMethod, kept_positions
 from foveate.core.plan import Plan
 from foveate.core.tokens import Need, Selection
 from foveate.families import Family, ImageLayout
-from foveate.families.family import grid_crop
+from foveate.families.family import frame_crops, grid_crop
 from foveate.runtime.probe import Probe
 from foveate.runtime.raster_features import ProjectorInput, RasterReduction
 from foveate.runtime.report import ImageReport
@@ -57,6 +57,11 @@ class EncodedImages:
         if prompt_ids is None or ids is None or len(prompt_ids) != len(ids) or prompt_ids.shape[1] >= ids.shape[1]:
             return False
         return torch.equal(ids[:, : prompt_ids.shape[1]], prompt_ids)
+
+
+def _spread(count: int, frames: int) -> list[int]:
+    """Tokens of every frame of a clip, `count` in all, as even as possible."""
+    return [count * (frame + 1) // frames - count * frame // frames for frame in range(frames)]
 
 
 def _end_features(features: Any) -> tuple[Tensor, Tensor]:
@@ -184,15 +189,21 @@ class ImageEncoder:
     def _encode_reduced(
         self, method: ImageMethod, modality: str, original: Callable[..., Any], call: dict[str, Any]
     ) -> tuple[Any, EncodedImages]:
-        """Encode downscaled images; their tokens are placed among zeros in a grid of the original size."""
+        """Encode downscaled images; their tokens are placed among zeros in a grid of the original size.
+
+        All frames of a clip become equally small, and its tokens are spread evenly over them.
+        """
         step = self.plan.steps[0]
         grids = self.family.grids(self.core, modality, call)
         if grids is None or step.budget is None:
             raise FoveateError(
                 f"{method.name} reduces images that are one grid, and these are not; let their processor reduce them."
             )
-        counts = [step.budget.of(grid.size) for grid in grids]
-        reduced_grids = [method.reduced_grid(grid, count) for grid, count in zip(grids, counts, strict=True)]
+        frames = self.family.frames(self.core, modality, call) or [1] * len(grids)
+        counts = [
+            _spread(step.budget.of(many * grid.size), many) for grid, many in zip(grids, frames, strict=True)
+        ]
+        reduced_grids = [method.reduced_grid(grid, max(count)) for grid, count in zip(grids, counts, strict=True)]
         if reduced_grids == grids:
             output = original(**call)
         else:
@@ -201,15 +212,16 @@ class ImageEncoder:
         features: list[list[Tensor]] = [[] for _ in planes]
         layouts, selections = [], []
         for image, (grid, reduced, count) in enumerate(zip(grids, reduced_grids, counts, strict=True)):
-            rows, at = (index.to(planes[0][image].device) for index in kept_positions(grid, reduced, count))
+            device, size = planes[0][image].device, len(count) * grid.size
+            kept = [kept_positions(grid, reduced, tokens) for tokens in count]
+            rows = torch.cat([frame * reduced.size + rows for frame, (rows, _) in enumerate(kept)]).to(device)
+            at = torch.cat([frame * grid.size + at for frame, (_, at) in enumerate(kept)]).to(device)
             for plane, image_planes in zip(planes, features, strict=True):
                 image_features = plane[image]
                 image_planes.append(
-                    image_features.new_zeros(grid.size, image_features.shape[-1]).index_copy(
-                        0, at, image_features[rows]
-                    )
+                    image_features.new_zeros(size, image_features.shape[-1]).index_copy(0, at, image_features[rows])
                 )
-            layouts.append(ImageLayout(grid.size, grid_crop(*grid, at.device)))
+            layouts.append(ImageLayout(size, frame_crops(len(count), *grid, device)))
             selections.append(Selection(at))
         # Models whose images have one size return one tensor.
         stacked = torch.is_tensor(output.pooler_output)

@@ -88,6 +88,41 @@ def test_a_reduced_image_is_that_image(name: str) -> None:
     torch.testing.assert_close(hidden[0][0, start : start + 4], expected)
 
 
+@pytest.mark.parametrize("name", ["qwen2-vl", "qwen2.5-vl", "qwen3-vl"])
+def test_frames_of_a_reduced_clip_are_those_of_that_clip(name: str) -> None:
+    """Every frame becomes smaller, and the tokens are spread evenly over the frames, in their places."""
+    specimen = zoo()[name]
+    model, inputs = specimen.model(), specimen.prompts(specimen.model(), [((3, 4, 4),)])
+    family = families()[specimen.family]
+    call = {key: value for key, value in inputs.items() if key in ("pixel_values_videos", "video_grid_thw")}
+    with torch.no_grad():
+        shrunk = family.shrink(model.model, "video", call, [Grid(2, 2)])
+        assert shrunk["video_grid_thw"].tolist() == [[3, 4, 4]]
+        frame = {**call, "video_grid_thw": torch.tensor([[1, 8, 8]])}
+        for number, patches in enumerate(call["pixel_values_videos"].chunk(3)):
+            alone = family.shrink(model.model, "video", {**frame, "pixel_values_videos": patches}, [Grid(2, 2)])
+            torch.testing.assert_close(shrunk["pixel_values_videos"].chunk(3)[number], alone["pixel_values_videos"])
+        expected = model.model.get_video_features(**shrunk, return_dict=True).pooler_output[0]
+        hidden = []
+        hook = model.model.language_model.layers[0].register_forward_pre_hook(
+            lambda module, args: hidden.append(args[0])
+        )
+        with foveate.compress(model, "downsample:10") as handle:
+            model(**inputs)
+        hook.remove()
+    (clip,) = handle.report().images
+    assert [crop.kind for crop in clip.layout.crops] == ["frame"] * 3
+    assert clip.kept_by_crop == [3, 3, 4]
+    assert clip.selection.indices.tolist() == [5, 13, 15, 21, 29, 31, 37, 39, 45, 47]
+    # Where the prompt writes the time of every frame, there is text between the frames.
+    places = (inputs["input_ids"][0] == model.config.video_token_id).nonzero()[:, 0]
+    stays = torch.ones(inputs["input_ids"].shape[1], dtype=torch.bool)
+    stays[places] = False
+    stays[places[clip.selection.indices]] = True
+    kept = (stays.cumsum(0) - 1)[places[clip.selection.indices]]
+    torch.testing.assert_close(hidden[0][0, kept], expected[[0, 2, 3, 4, 6, 7, 8, 9, 10, 11]])
+
+
 def test_what_cannot_be_reduced_is_refused() -> None:
     model = zoo()["llava"].model()
     with refused("wrong-order"):

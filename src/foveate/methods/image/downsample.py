@@ -15,13 +15,13 @@ class Downsample(ImageMethod):
 
     The image is resized (bicubic, antialiased) to the smallest raster of tokens that has the image's proportions, as
     nearly as whole rows and columns allow, and at least `count` tokens; excess tokens are left out evenly. Each token
-    has the position of the area it shows. No paper: the image at a lower resolution is the control that every method
-    has to beat.
+    has the position of the area it shows. The frames of a clip all become equally small. No paper: the image at a lower
+    resolution is the control that every method has to beat.
     """
 
     name: ClassVar[str] = "downsample"
     mechanism: ClassVar = ("transformation",)
-    modality: ClassVar = ("image",)
+    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "The image at a lower resolution (control)"
 
     def reduced_grid(self, grid: Grid, count: int) -> Grid:
