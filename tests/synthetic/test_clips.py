@@ -96,7 +96,9 @@ def test_the_sign_changes_when_and_as_often_as_it_is_said():
         assert sample.answer in (texts[0][1], texts[-1][1])
         assert (sample.answer == texts[0][1]) == (sample.meta["what"] in ("sign.before", "sign.first"))
     sample = next(
-        s for s in (render_clip("clip_when", seed, difficulty=0.0) for seed in range(50)) if s.meta["what"] == "when.sign"
+        s
+        for s in (render_clip("clip_when", seed, difficulty=0.0) for seed in range(50))
+        if s.meta["what"] == "when.sign"
     )
     plate = sample.frames[:, : int(sample.meta["scene"].sign.box[3])].reshape(len(sample.frames), -1)
     changes = np.flatnonzero((plate[1:] != plate[:-1]).any(axis=1)) + 1
@@ -139,14 +141,15 @@ def test_held_out_parts_are_never_in_training_clips():
     texts = {text for sample in train if sample.meta["scene"].sign for _, text in sample.meta["scene"].sign.texts}
     assert {split_of(text) for text in texts if len(text) > 2} == {"train"}
     plates = [
-        {s.meta["scene"].sign.plate for s in samples if s.meta["scene"].sign is not None} for samples in (train, heldout)
+        {s.meta["scene"].sign.plate for s in samples if s.meta["scene"].sign is not None}
+        for samples in (train, heldout)
     ]
     assert not plates[0] & plates[1]
     assert families_of("train") != families_of("heldout")
 
 
 @pytest.mark.parametrize(
-    "arguments, message",
+    ("arguments", "message"),
     [
         ({"task": "clip_none"}, "unknown task 'clip_none'; possible are clip_order"),
         ({"split": "test"}, "unknown split 'test'"),

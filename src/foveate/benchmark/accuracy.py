@@ -7,6 +7,7 @@ are greedy and compared as `matching.normal` writes them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from foveate.benchmark.rows import Rows
 from foveate.benchmark.scores import scores
 from foveate.benchmark.tasks import ClipSettings, Item, check_clips, items
 from foveate.core.errors import FoveateError
+from foveate.core.full_model import is_full_model
+from foveate.core.plan import Plan
 from foveate.loading import load
 from foveate.runtime import compress, handle_of
 from foveate.synthetic.clips import CLIP_TASKS
@@ -59,6 +62,13 @@ class AccuracySettings(QuestionSettings):
         super().__post_init__()
         check_models(self.models)
         check_clips(self.tasks, self.clips, self.difficulty)
+        about_images = [task for task in self.tasks if task not in CLIP_TASKS]
+        choosing = [plan for plan in self.plans if not is_full_model(plan) and Plan.of(plan).frame_step]
+        if about_images and choosing:
+            raise FoveateError(
+                f"{choosing[0]} chooses frames of clips, and {about_images[0]} is about images; ask about clips alone "
+                "(--tasks clips)."
+            )
         object.__setattr__(self, "plans", with_controls(self.plans))
 
     @property
@@ -92,22 +102,23 @@ def answer_items(
         FoveateError: the plan cannot run on this model or on these images.
     """
     items = list(items)
+    sampler = None if plan is None or is_full_model(plan) else Plan.of(plan).frame_step
     order = {(item.task, item.index): place for place, item in enumerate(items)}
     rows: list[dict[str, Any]] = []
     for batch in batches(items, batch_size):
-        rows += _rows(model, processor, plan, prepare(model, processor, batch))
+        rows += _rows(model, processor, plan, prepare(model, processor, batch, sampler))
     return sorted(rows, key=lambda row: (order[row["task"], row["index"]], row["turn"]))
 
 
 def _rows(model: Any, processor: Any, plan: Any, prepared: Prepared) -> list[dict[str, Any]]:
-    if plan is None or plan == FULL_MODEL:
-        handle = handle_of(model)
-        name = FULL_MODEL if handle is None else str(handle.plan)
+    wanted = None if plan is None or is_full_model(plan) else Plan.of(plan)
+    followed = None if wanted is None else wanted.for_model
+    with (
+        nullcontext(handle_of(model)) if followed is None else compress(model, followed, processor=processor) as handle
+    ):
         replies = ask(model, processor, prepared)
-    else:
-        with compress(model, plan, processor=processor) as handle:
-            name = str(handle.plan)
-            replies = ask(model, processor, prepared)
+        attached = FULL_MODEL if handle is None else str(handle.plan)
+    name = attached if wanted is None else str(wanted)
     return [
         {
             "plan": name,
@@ -214,9 +225,10 @@ class _Run:
             None if name == "embedded" else name, dtype=settings.dtype, device=settings.device, plan=None
         )
         for plan in self.possible(name):
-            if plan != FULL_MODEL:
+            followed = None if plan == FULL_MODEL else Plan.of(plan).for_model
+            if followed is not None:
                 try:
-                    compress(model, plan).restore()
+                    compress(model, followed).restore()
                 except FoveateError as error:
                     self._fail(name, plan, error)
         for task in settings.tasks:
@@ -229,12 +241,14 @@ class _Run:
         begun = self.done
         stream = settings.items_of(task) if remaining else ()
         for batch in batches(stream, settings.batch_size):
-            prepared: Prepared | None = None
+            prepared: dict[Any, Prepared] = {}  # by what chooses frames
             for plan in remaining:
                 missing = [item for item in batch if not rows.has(name, plan, task, item.index, len(item.turns))]
                 if missing and (name, plan) not in rows.impossible:
-                    prepared = prepared or prepare(model, processor, batch)
-                    self._answer(name, model, processor, plan, prepared)
+                    sampler = None if plan == FULL_MODEL else Plan.of(plan).frame_step
+                    if sampler not in prepared:
+                        prepared[sampler] = prepare(model, processor, batch, sampler)
+                    self._answer(name, model, processor, plan, prepared[sampler])
                 self._advance(len(batch), f"{name}, {task}, {plan}")
         rows.finish(name, [plan for plan in remaining if (name, plan) not in rows.impossible], task)
         self._advance(begun + settings.count * len(remaining) - self.done, f"{name}, {task}")

@@ -77,15 +77,20 @@ def control_of(plan: Plan | str, num_layers: int | None = None) -> str | None:
 def budget_of(plan: Plan | str) -> str | None:
     """Return the budget at which a plan is compared: the combined budget of its steps before the language model.
 
-    Of a plan that acts inside the language model only it is that of the first step. None: its own rule decides.
+    Of a plan that acts inside the language model only it is that of the first step. None: its own rule decides, or a
+    number of frames.
     """
     if plan == FULL_MODEL:
         return None
     plan = Plan.of(plan)
-    if not plan.early_steps:
+    if not plan.early_steps and plan.frame_step is None:
         budget = plan.steps[0].budget
         return None if budget is None else str(budget)
     kept: Budget | None = Budget(fraction=1.0)
+    if plan.frame_step is not None:
+        # A fraction of the frames is one of the tokens; a number of frames has as many tokens as their size gives.
+        chosen = plan.frame_step.budget
+        kept = chosen if chosen is not None and chosen.fraction is not None else None
     for step in plan.early_steps:
         if step.budget is None or step.budget.tokens is not None or kept is None:
             # A number of tokens holds whatever came before it; a fraction of an unknown number is unknown.

@@ -9,7 +9,7 @@ the first question has to answer the second one from what it kept.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,7 +26,10 @@ from foveate.answering.conversations import (
     texts_of,
 )
 from foveate.benchmark.tasks import Item
+from foveate.clips import clip_of_frames
 from foveate.core.errors import FoveateError
+from foveate.core.frames import FrameSampler
+from foveate.core.plan import Step
 
 #: Tokens that an answer may have beyond the right one; a longer one is wrong whatever follows.
 SPARE = 8
@@ -89,18 +92,21 @@ def _cut(held: list[Item], size: int) -> Iterator[list[Item]]:
             yield [item]
 
 
-def prepare(model: Any, processor: Any, items: Sequence[Item]) -> Prepared:
-    """Preprocess the images and texts of one batch.
+def prepare(model: Any, processor: Any, items: Sequence[Item], sampler: Step[FrameSampler] | None = None) -> Prepared:
+    """Preprocess the images, clips and texts of one batch.
 
     Args:
         model: Gives device and precision.
         processor: Of the model.
         items: From `batches`.
+        sampler: Chooses the frames of clips, by the first question; None: all.
 
     Raises:
         FoveateError: the model's chat template takes no second turn.
     """
     tokenizer = getattr(processor, "tokenizer", processor)
+    if sampler is not None:
+        items = [_with_frames(item, sampler) for item in items]
     inputs = inputs_of_batch(model, processor, [messages_of(item) for item in items])
     limits = tuple(
         tuple(len(tokenizer(answer, add_special_tokens=False)["input_ids"]) + SPARE for _, answer in item.turns)
@@ -108,6 +114,14 @@ def prepare(model: Any, processor: Any, items: Sequence[Item]) -> Prepared:
     )
     following = _following(processor, items[0]) if len(items) == 1 else ()
     return Prepared(tuple(items), inputs, limits, following)
+
+
+def _with_frames(item: Item, sampler: Step[FrameSampler]) -> Item:
+    """An item whose clip has the frames that a method chooses."""
+    if item.clip is None:
+        raise FoveateError(f"{sampler} chooses frames of clips, and the task {item.task} is about images.")
+    clip = clip_of_frames(item.clip.frames, item.clip.timestamps, sampler=sampler, question=item.turns[0][0])
+    return replace(item, clip=clip)
 
 
 def messages_of(item: Item, answers: Sequence[str] = ()) -> list[dict[str, Any]]:

@@ -121,9 +121,7 @@ class Item:
     @property
     def pixels(self) -> int:
         """Number of pixels of all images and frames."""
-        return sum(image.width * image.height for image in self.images) + (
-            0 if self.clip is None else self.clip.frames.size // 3
-        )
+        return sum(image.width * image.height for image in self.images) + (0 if self.clip is None else self.clip.pixels)
 
 
 def names() -> tuple[str, ...]:

@@ -200,9 +200,7 @@ class ImageEncoder:
                 f"{method.name} reduces images that are one grid, and these are not; let their processor reduce them."
             )
         frames = self.family.frames(self.core, modality, call) or [1] * len(grids)
-        counts = [
-            _spread(step.budget.of(many * grid.size), many) for grid, many in zip(grids, frames, strict=True)
-        ]
+        counts = [_spread(step.budget.of(many * grid.size), many) for grid, many in zip(grids, frames, strict=True)]
         reduced_grids = [method.reduced_grid(grid, max(count)) for grid, count in zip(grids, counts, strict=True)]
         if reduced_grids == grids:
             output = original(**call)

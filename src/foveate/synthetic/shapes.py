@@ -144,7 +144,10 @@ def silhouette(kind: str, radius: float, turn: float = 0.0) -> tuple[Image.Image
     cos, sin = math.cos(math.radians(turn)), math.sin(math.radians(turn))
     side, scale = math.ceil(2 * radius) + 4, 3
     points = [
-        ((x * cos - y * sin) * radius * scale + side * scale / 2, (x * sin + y * cos) * radius * scale + side * scale / 2)
+        (
+            (x * cos - y * sin) * radius * scale + side * scale / 2,
+            (x * sin + y * cos) * radius * scale + side * scale / 2,
+        )
         for x, y in _outline(kind)
     ]
     mask = Image.new("L", (side * scale, side * scale), 0)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from foveate.clips import Clip
+from foveate.clips import Clip, clip_of_frames
 from foveate.core.errors import FoveateError
 from foveate.training.batch_stream import Draw, difficulties_at, drawn_side
 from foveate.training.examples import Example
@@ -97,13 +97,4 @@ def _render(
 
 def clip_of(sample: ClipSample) -> Clip:
     """A rendered clip in the form in which clips of files are read."""
-    count, height, width = sample.frames.shape[:3]
-    metadata = {
-        "total_num_frames": count,
-        "fps": sample.fps,
-        "width": width,
-        "height": height,
-        "duration": count / sample.fps,
-        "frames_indices": list(range(count)),
-    }
-    return Clip(sample.frames, metadata)
+    return clip_of_frames(sample.frames, sample.timestamps)

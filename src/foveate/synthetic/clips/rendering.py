@@ -142,13 +142,19 @@ def check(task: str, split: str, size: tuple[int, int], seconds: float, fps: flo
     if not 0 <= difficulty <= 1:
         raise FoveateError(f"difficulty must lie between 0 and 1, got {difficulty}.")
     if size[0] < least[0] or size[1] < least[1]:
-        raise FoveateError(f"{task} needs frames of at least {least[0]} x {least[1]} pixels, got {size[0]} x {size[1]}.")
+        raise FoveateError(
+            f"{task} needs frames of at least {least[0]} x {least[1]} pixels, got {size[0]} x {size[1]}."
+        )
     if max(size) > LARGEST_SIDE:
-        raise FoveateError(f"frames of at most {LARGEST_SIDE} pixels a side can be rendered, got {size[0]} x {size[1]}.")
+        raise FoveateError(
+            f"frames of at most {LARGEST_SIDE} pixels a side can be rendered, got {size[0]} x {size[1]}."
+        )
     if not SHORTEST <= seconds <= LONGEST:
         raise FoveateError(f"a clip must last from {SHORTEST:g} to {LONGEST:g} seconds, got {seconds:g}.")
     if not 1 <= fps or seconds * fps > MOST_FRAMES:
-        raise FoveateError(f"a clip must have at least 1 frame per second and at most {MOST_FRAMES} in all, got {fps:g}.")
+        raise FoveateError(
+            f"a clip must have at least 1 frame per second and at most {MOST_FRAMES} in all, got {fps:g}."
+        )
 
 
 def render_clip(
