@@ -30,6 +30,7 @@ SLOW = (
 #: Blocks that do not run here, by page, with their reasons. A new one is added here too.
 NOT_RUN = {
     "README.md": ["the network"],
+    "docs/accuracy.md": ["minutes; tests/benchmark/test_clips.py runs it on a small model"],
     "docs/app.md": ["gradio is not among the test dependencies; make test-browser"],
     "docs/benchmarks.md": [
         "a minute; tests/benchmark/test_trained.py runs it on a small model",

@@ -120,7 +120,8 @@ def _with_frames(item: Item, sampler: Step[FrameSampler]) -> Item:
     """An item whose clip has the frames that a method chooses."""
     if item.clip is None:
         raise FoveateError(f"{sampler} chooses frames of clips, and the task {item.task} is about images.")
-    clip = clip_of_frames(item.clip.frames, item.clip.timestamps, sampler=sampler, question=item.turns[0][0])
+    frames, times = [*item.clip.frames], item.clip.timestamps
+    clip = clip_of_frames(frames, times, sampler=sampler, question=item.turns[0][0])
     return replace(item, clip=clip)
 
 

@@ -97,4 +97,4 @@ def _render(
 
 def clip_of(sample: ClipSample) -> Clip:
     """A rendered clip in the form in which clips of files are read."""
-    return clip_of_frames(sample.frames, sample.timestamps)
+    return clip_of_frames([*sample.frames], sample.timestamps)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 from foveate.synthetic.clips.scene import Actor, Point, Scene, Sign
 from foveate.synthetic.page import DoesNotFit, RenderRequest
@@ -115,7 +116,7 @@ def _visits(brief: ClipRequest, count: int, repeats: int) -> list[list[tuple[flo
     rng = brief.rng
     order = rng.sample(range(count), count) + [rng.randrange(count) for _ in range(repeats)]
     # The same shape twice in a row would be one visit.
-    if any(one == other for one, other in zip(order, order[1:], strict=False)):
+    if any(one == other for one, other in pairwise(order)):
         raise DoesNotFit("a visit that goes on")
     step = math.floor(brief.seconds / len(order))
     if step < 1:

@@ -135,7 +135,7 @@ def smallest_clip(task: str) -> tuple[int, int]:
 
 
 def check(task: str, split: str, size: tuple[int, int], seconds: float, fps: float, difficulty: float) -> None:
-    """Raise FoveateError where `render_clip` cannot draw what is asked for; the arguments are those of `render_clip`."""
+    """Raise FoveateError where `render_clip` cannot draw what its arguments ask for."""
     least = smallest_clip(task)
     if split not in SPLITS:
         raise FoveateError(f"unknown split {split!r}; possible are {', '.join(SPLITS)}.")
@@ -151,7 +151,7 @@ def check(task: str, split: str, size: tuple[int, int], seconds: float, fps: flo
         )
     if not SHORTEST <= seconds <= LONGEST:
         raise FoveateError(f"a clip must last from {SHORTEST:g} to {LONGEST:g} seconds, got {seconds:g}.")
-    if not 1 <= fps or seconds * fps > MOST_FRAMES:
+    if not fps >= 1 or seconds * fps > MOST_FRAMES:
         raise FoveateError(
             f"a clip must have at least 1 frame per second and at most {MOST_FRAMES} in all, got {fps:g}."
         )
