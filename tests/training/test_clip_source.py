@@ -10,6 +10,8 @@ import torch
 from foveate import FoveateError
 from foveate.answering.conversations import inputs_of_batch
 from foveate.synthetic.clips import render_clip
+from foveate.synthetic.shapes import COLOURS
+from foveate.training.attention_supervision import NO_TARGET
 from foveate.training.batch_stream import BatchStream
 from foveate.training.building import new_model
 from foveate.training.clip_source import ClipSource, clip_of
@@ -132,6 +134,33 @@ def test_the_frames_reach_the_loss(small, tmp_path):
         assert not torch.allclose(logits, model(**batch).logits)
 
 
+def test_attention_is_supervised_at_the_tokens_that_show_the_answer(small):
+    """Targets of answers and of names in questions are tokens whose pixels, in one of their frames, show the shape."""
+    processor = small[1]
+    settings = Clips(tasks={"clip_order": 1, "clip_moving": 1, "clip_sign": 1}, difficulty=(0, 0), questions=3)
+    examples = [draw() for draw in ClipSource(settings, 28).draws(range(12), 0.0, np.random.default_rng(4))]
+    batch = Collator(processor, answer_attention=True, question_attention=True)(examples)
+    checked = 0
+    for row, example in enumerate(examples):
+        ids, frames = batch["input_ids"][row].tolist(), example.clips[0].frames
+        start, rows, columns = ids.index(processor.video_token_id), frames.shape[1] // 28, frames.shape[2] // 28
+        for name in ("answer_targets", "question_targets"):
+            at = (batch[name][row] != NO_TARGET).nonzero()[:, 0].tolist()
+            text = processor.tokenizer.decode([ids[place + (name == "answer_targets")] for place in at])
+            for colour in COLOURS:
+                first = text.find(f"{colour} ")
+                if first < 0:
+                    continue
+                token = int(batch[name][row][at[first]]) - start
+                pair, place = divmod(token, rows * columns)
+                down, across = divmod(place, columns)
+                shown = frames[2 * pair : 2 * pair + 2, 28 * down : 28 * down + 28, 28 * across : 28 * across + 28]
+                distance = np.abs(shown.astype(int) - np.array(COLOURS[colour])).max(axis=-1)
+                assert (distance < 12).sum() > 20, (colour, example.conversations)
+                checked += 1
+    assert checked > 15
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -155,9 +184,9 @@ def test_impossible_clips_are_refused(changes, message):
         source()
 
 
-@pytest.mark.parametrize("changes", [{"loss": {"cells": 1}}, {"loss": {"answer_attention": 1}}, {"window": 8}])
-def test_losses_on_parts_of_images_are_refused_for_clips(changes):
-    with pytest.raises(FoveateError, match="clips are trained on answers alone"):
+@pytest.mark.parametrize("changes", [{"loss": {"cells": 1}}, {"loss": {"page": 1}}, {"window": 8}])
+def test_losses_of_image_tokens_are_refused_for_clips(changes):
+    with pytest.raises(FoveateError, match="clips are trained on answers, with attention supervision or without"):
         stage_of(**changes)
 
 

@@ -91,7 +91,8 @@ def _render(
         except RuntimeError as error:  # this scene does not fit the size; another one may
             failure = error
         else:
-            return Example.of_clip(clip_of(sample), sample.question, sample.answer, sample.task, sample.more)
+            clip, asked = clip_of(sample), (sample.question, sample.answer)
+            return Example.of_clip(clip, *asked, sample.task, sample.more, sample.places, sample.named)
     raise failure or RuntimeError("there is no clip to draw")
 
 

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from foveate.clips import Clip
 from foveate.core.errors import FoveateError
 from foveate.core.tokens import Grid
 from foveate.images import open_image
 from foveate.training.architectures import ARCHITECTURES, architecture_of
 from foveate.training.attention_supervision import NO_TARGET, answer_token_indices, question_token_indices
 from foveate.training.dense_labels import UNKNOWN, cell_targets, colour_targets, page_targets, usual_cells
-from foveate.training.examples import ROLES, Example, Turn
+from foveate.training.examples import ROLES, Example, Place, Turn
 from foveate.training.lengths import common_lengths, nested_part_of
 
 #: Label of a position without a loss.
@@ -221,12 +222,20 @@ class Collator:
         start = 0
         for example, images in zip(examples, pictures, strict=True):
             stop = start + len(images)
-            visuals = [*grids[start:stop], *(next(clip_grids) for _ in example.clips)]
-            rows.append(self.encode(example.conversations, visuals))
+            of_clips = [next(clip_grids) for _ in example.clips]
+            rows.append(self.encode(example.conversations, [*grids[start:stop], *of_clips]))
             if self.answer_attention:
-                answer_targets.append(self._answer_targets(example, images, grids[start:stop], *rows[-1]))
+                answer_targets.append(
+                    self._answer_targets(example, images, grids[start:stop], *rows[-1])
+                    if not of_clips
+                    else self._clip_answer_targets(example, of_clips, *rows[-1])
+                )
             if self.question_attention:
-                question_targets.append(self._question_targets(example, images, grids[start:stop], rows[-1][0]))
+                question_targets.append(
+                    self._question_targets(example, images, grids[start:stop], rows[-1][0])
+                    if not of_clips
+                    else self._clip_question_targets(example, of_clips, rows[-1][0])
+                )
             start = stop
         length = max(len(ids) for ids, _ in rows)
         input_ids = torch.full((len(rows), length), self.processor.tokenizer.pad_token_id, dtype=torch.long)
@@ -303,6 +312,64 @@ class Collator:
                     if token_index != NO_TARGET and begin + offset in position:
                         targets[position[begin + offset]] = image + token_index
             begin += len(question)
+        return targets
+
+    def _clip_token(self, place: Place, clip: Clip, grid: tuple[int, int, int]) -> int:
+        """Index of the token of a clip that shows a place, in the order of the language model."""
+        frames, (rows, columns) = grid[0], self._token_grid(grid[1:])
+        (second, x, y), (width, height) = place, clip.size
+        shown = max(int(np.searchsorted(clip.timestamps, second + 1e-6, side="right")) - 1, 0)
+        frame = shown // self.processor.video_processor.temporal_patch_size
+        row = min(max(int(y * rows / height), 0), rows - 1)
+        column = min(max(int(x * columns / width), 0), columns - 1)
+        return (min(frame, frames - 1) * rows + row) * columns + column
+
+    def _clip_answer_targets(
+        self, example: Example, grids: list[tuple[int, int, int]], ids: list[int], labels: list[int]
+    ) -> list[int]:
+        """`_answer_targets` of an example of one clip: the tokens that show the answers, where that is known."""
+        targets = [NO_TARGET] * len(ids)
+        if len(grids) != 1 or len(example.clips) != 1:
+            return targets
+        start = ids.index(self.processor.video_token_id)
+        learned = [label != IGNORED for label in labels]
+        answers = [turn["value"] for turn in example.conversations if turn["from"] == "gpt"]
+        begin = 0
+        for answer, places in zip(answers, example.places, strict=False):
+            begin = learned.index(True, begin)
+            end = learned.index(False, begin) if False in learned[begin:] else len(learned)
+            if places and end - begin == len(answer) + 1:  # one token per character, and the end token
+                tokens = [start + self._clip_token(place, example.clips[0], grids[0]) for place in places]
+                for offset in range(len(answer)):
+                    targets[begin + offset - 1] = tokens[offset if len(tokens) > 1 else 0]
+            begin = end
+        return targets
+
+    def _clip_question_targets(
+        self, example: Example, grids: list[tuple[int, int, int]], ids: list[int]
+    ) -> list[int]:
+        """`_question_targets` of an example of one clip: the tokens that show the things that questions name."""
+        targets = [NO_TARGET] * len(ids)
+        if len(grids) != 1 or len(example.clips) != 1:
+            return targets
+        start = ids.index(self.processor.video_token_id)
+        tokenizer = self.processor.tokenizer
+        messages = [{"role": ROLES[turn["from"]], "content": turn["value"]} for turn in example.conversations]
+        text = self._expand(messages, grids)
+        offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        position = {first: number for number, (first, last) in enumerate(offsets) if last - first == 1}
+        begin = 0
+        for message in messages:
+            said = message["content"].rpartition(self.processor.video_token)[2]
+            begin = text.index(said, begin)
+            for name, place in example.named.items() if message["role"] == "user" else ():
+                at = said.find(name)
+                if at >= 0:
+                    token = start + self._clip_token(place, example.clips[0], grids[0])
+                    for offset in range(at, at + len(name)):
+                        if begin + offset in position:
+                            targets[position[begin + offset]] = token
+            begin += len(said)
         return targets
 
     def _cell_targets(

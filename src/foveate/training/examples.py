@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypedDict
@@ -15,6 +15,9 @@ from foveate.training.dense_labels import Character
 PLACEHOLDER, CLIP_PLACEHOLDER = "<image>", "<video>"
 #: Speakers in LLaVA's files, as roles of a chat template.
 ROLES = {"system": "system", "human": "user", "gpt": "assistant"}
+
+#: A place in a clip: seconds, and pixels from the left and the top.
+Place = tuple[float, float, float]
 
 # `from` is a keyword, hence the functional form.
 Turn = TypedDict("Turn", {"from": str, "value": str})
@@ -31,6 +34,9 @@ class Example:
         task: Name for reports.
         things: For every image other drawn things and their positions (`foveate.synthetic.Sample.things`), or None.
         clips: Clips, in the order of the placeholders, which come after those of all images.
+        places: For every answer about the only clip where it is seen, as seconds and pixels (second, x, y): one place
+            for all of it or one for each of its characters.
+        named: Where things that questions about it name are seen.
     """
 
     images: list[Image.Image | Path]
@@ -39,6 +45,8 @@ class Example:
     task: str = ""
     things: list[Sequence[Character]] | None = None
     clips: list[Clip] = field(default_factory=list)
+    places: Sequence[Sequence[Place]] = ()
+    named: Mapping[str, Place] = field(default_factory=dict)
 
     @classmethod
     def of_question(
@@ -57,10 +65,18 @@ class Example:
 
     @classmethod
     def of_clip(
-        cls, clip: Clip, question: str, answer: str, task: str = "", more: Sequence[tuple[str, str]] = ()
+        cls,
+        clip: Clip,
+        question: str,
+        answer: str,
+        task: str = "",
+        more: Sequence[tuple[str, str]] = (),
+        places: Sequence[Sequence[Place]] = (),
+        named: Mapping[str, Place] | None = None,
     ) -> Example:
         """Build an example of one clip and one question with its answer; `more` are further turns."""
-        return cls([], _turns(CLIP_PLACEHOLDER, [(question, answer), *more]), task=task, clips=[clip])
+        turns = _turns(CLIP_PLACEHOLDER, [(question, answer), *more])
+        return cls([], turns, task=task, clips=[clip], places=places, named=named or {})
 
 
 def _turns(placeholder: str, asked: Sequence[tuple[str, str]]) -> list[Turn]:

@@ -450,13 +450,11 @@ class Stage:
                 )
 
     def _check_clips(self, where: str) -> None:
-        """Clips have labels for answers alone: a renderer's characters and places are those of images."""
-        losses = self.loss
-        others = losses.reads_tokens or losses.answer_attention or losses.question_attention
-        if others or not losses.answer or self.window is not None:
+        """Tokens of clips have no labels: their heads read those of images."""
+        if self.loss.reads_tokens or not self.loss.answer or self.window is not None:
             raise FoveateError(
-                f"{where}.data: clips are trained on answers alone; leave out all other losses and `window`, or train "
-                "on clips in a stage of their own."
+                f"{where}.data: clips are trained on answers, with attention supervision or without; leave out the "
+                "losses cells, early_cells, page and colours and `window`, or train on clips in a stage of their own."
             )
 
     def _check_plan(self, where: str, text: str) -> None:

@@ -9,12 +9,13 @@ from foveate.synthetic.augmentation import noise, sheet
 from foveate.synthetic.clips.acts import ClipRequest
 from foveate.synthetic.clips.scene import Scene, Sign
 from foveate.synthetic.page import DoesNotFit, Page
+from foveate.synthetic.sample import Character
 from foveate.synthetic.shapes import on, silhouette, tint
 from foveate.synthetic.signs import plate_outline
 
 
-def draw(brief: ClipRequest, scene: Scene, times: list[float]) -> np.ndarray:
-    """Frames ``(T, H, W, 3)`` uint8 of a scene at these seconds.
+def draw(brief: ClipRequest, scene: Scene, times: list[float]) -> tuple[np.ndarray, dict[str, list[Character]]]:
+    """Frames ``(T, H, W, 3)`` uint8 of a scene at these seconds, and the characters of each text of its sign.
 
     What does not move is the same in all frames, but for the noise and the light of difficult clips.
 
@@ -27,19 +28,19 @@ def draw(brief: ClipRequest, scene: Scene, times: list[float]) -> np.ndarray:
     for actor in scene.actors:
         turn = rng.uniform(-20, 20) * difficulty if actor.kind not in ("diamond", "square") else rng.uniform(-6, 6)
         mattes.append((silhouette(actor.kind, actor.radius, turn)[0], tint(rng, actor.colour, difficulty)))
-    grounds = {None: ground} if scene.sign is None else _signs(brief, scene.sign, ground)
+    signs = {} if scene.sign is None else _signs(brief, scene.sign, ground)
     frames = np.empty((len(times), brief.height, brief.width, 3), np.uint8)
     for number, second in enumerate(times):
-        image = grounds[None if scene.sign is None else scene.sign.text(second)].copy()
+        image = (ground if scene.sign is None else signs[scene.sign.text(second)].image).copy()
         for actor, (matte, colour) in zip(scene.actors, mattes, strict=True):
             if actor.visible(second):
                 x, y = actor.place(second)
                 image.paste(colour, (round(x - matte.width / 2), round(y - matte.height / 2)), matte)
         frames[number] = np.asarray(image)
-    return _filmed(brief, frames)
+    return _filmed(brief, frames), {text: page.characters for text, page in signs.items()}
 
 
-def _signs(brief: ClipRequest, sign: Sign, ground: Image.Image) -> dict[str | None, Image.Image]:
+def _signs(brief: ClipRequest, sign: Sign, ground: Image.Image) -> dict[str, Page]:
     """The ground with the sign, for each of its texts."""
     rng = brief.rng
     left, top, right, bottom = sign.box
@@ -55,11 +56,9 @@ def _signs(brief: ClipRequest, sign: Sign, ground: Image.Image) -> dict[str | No
     if cap < 1.2 * brief.least_cap:
         raise DoesNotFit("sign")
     cap *= rng.uniform(0.85, 1) if cap > 18 else 1
-    drawn: dict[str | None, Image.Image] = {}
-    for _, text in sign.texts:
-        page = Page(plain.copy())
+    drawn = {text: Page(plain.copy()) for _, text in sign.texts}
+    for text, page in drawn.items():
         page.text_centred((left + right) / 2, (top + bottom) / 2 + cap / 2, text, font.face(cap), ink)
-        drawn[text] = page.image
     return drawn
 
 

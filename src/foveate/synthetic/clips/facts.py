@@ -6,8 +6,9 @@ import random
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from foveate.synthetic.clips.scene import MOVING, Actor, Scene
+from foveate.synthetic.clips.scene import MOVING, Actor, Point, Scene
 from foveate.synthetic.questions import choose, wordings
+from foveate.synthetic.sample import Character
 
 _WORDINGS = {
     name: wordings(f"clip.{name}")
@@ -39,7 +40,8 @@ class Fact(NamedTuple):
     """A question about a scene.
 
     `task`: the task that it belongs to; `what`: a section of the wordings, without `clip.`; `slots`: what it names;
-    `answer`: the right answer; `about`: names of the shapes that the answer tells something of.
+    `answer`: the right answer; `about`: names of the shapes that the answer tells something of; `places`: where the
+    answer is seen, one place for all of it or one for each of its characters, none where it is in no single place.
     """
 
     task: str
@@ -47,6 +49,7 @@ class Fact(NamedTuple):
     slots: dict[str, str]
     answer: str
     about: tuple[str, ...] = ()
+    places: tuple[Point, ...] = ()
 
     def ask(self, rng: random.Random, split: str) -> str:
         """The question in one of its wordings."""
@@ -57,8 +60,11 @@ class Fact(NamedTuple):
         return question[0].lower() + question[1:] if rng.random() < 0.2 else question
 
 
-def facts(rng: random.Random, scene: Scene) -> list[Fact]:
-    """All that can be asked about a scene; of pairs, in a random order."""
+def facts(rng: random.Random, scene: Scene, letters: dict[str, list[Character]]) -> list[Fact]:
+    """All that can be asked about a scene; of pairs, in a random order.
+
+    `letters`: the characters of each text of its sign, as they were drawn.
+    """
     actors = scene.actors
     return [
         *_orders(rng, scene),
@@ -66,7 +72,7 @@ def facts(rng: random.Random, scene: Scene) -> list[Fact]:
         *_movements(actors),
         *_moments(scene),
         *_changes(actors),
-        *_texts(scene),
+        *_texts(scene, letters),
     ]
 
 
@@ -80,11 +86,11 @@ def _orders(rng: random.Random, scene: Scene) -> Iterator[Fact]:
     for place, one in enumerate(coming):
         for other in coming[place + 1 :]:
             a, b = rng.sample((one.name, other.name), 2)
-            yield Fact("clip_order", "order", {"a": a, "b": b}, one.name, (one.name, other.name))
+            yield Fact("clip_order", "order", {"a": a, "b": b}, one.name, (one.name, other.name), (one.look,))
     if len(coming) > 1 and scene.all_appear:
-        yield Fact("clip_order", "first", {}, coming[0].name, (coming[0].name,))
+        yield Fact("clip_order", "first", {}, coming[0].name, (coming[0].name,), (coming[0].look,))
         if all(len(actor.shown) == 1 for actor in coming):
-            yield Fact("clip_order", "last", {}, coming[-1].name, (coming[-1].name,))
+            yield Fact("clip_order", "last", {}, coming[-1].name, (coming[-1].name,), (coming[-1].look,))
 
 
 def _movements(actors: list[Actor]) -> Iterator[Fact]:
@@ -92,9 +98,9 @@ def _movements(actors: list[Actor]) -> Iterator[Fact]:
     moving = [actor for actor in actors if actor.act in MOVING]
     for actor in moving:
         if actor.direction is not None:
-            yield Fact("clip_direction", "direction", {"what": actor.name}, actor.direction, (actor.name,))
+            yield Fact("clip_direction", "direction", {"what": actor.name}, actor.direction, (actor.name,), (actor.look,))
     if len(moving) == 1 and len(actors) > 1:
-        yield Fact("clip_moving", "moving", {}, moving[0].name, (moving[0].name,))
+        yield Fact("clip_moving", "moving", {}, moving[0].name, (moving[0].name,), (moving[0].look,))
 
 
 def _moments(scene: Scene) -> Iterator[Fact]:
@@ -102,9 +108,12 @@ def _moments(scene: Scene) -> Iterator[Fact]:
     for actor in scene.actors:
         if actor.act in ("appear", "vanish") and actor.event is not None:
             answer = str(int(actor.event))
-            yield Fact("clip_when", f"when.{actor.act}", {"what": actor.name}, answer, (actor.name,))
+            place = Point(actor.event, *actor.place(actor.event))
+            yield Fact("clip_when", f"when.{actor.act}", {"what": actor.name}, answer, (actor.name,), (place,))
     if scene.sign is not None and len(scene.sign.texts) == 2:
-        yield Fact("clip_when", "when.sign", {}, str(int(scene.sign.texts[1][0])))
+        second, (left, top, right, bottom) = scene.sign.texts[1][0], scene.sign.box
+        place = Point(second, (left + right) / 2, (top + bottom) / 2)
+        yield Fact("clip_when", "when.sign", {}, str(int(second)), (), (place,))
 
 
 #: Acts that a viewer could mean by the same question.
@@ -122,17 +131,15 @@ def _changes(actors: list[Actor]) -> Iterator[Fact]:
     for act, alike in _ALIKE.items():
         acting = [actor for actor in actors if actor.act in alike]
         if len(acting) == 1 and acting[0].act == act and len(actors) > 1:
-            yield Fact("clip_change", act, {}, acting[0].name, (acting[0].name,))
+            yield Fact("clip_change", act, {}, acting[0].name, (acting[0].name,), (acting[0].look,))
 
 
-def _texts(scene: Scene) -> Iterator[Fact]:
+def _texts(scene: Scene, letters: dict[str, list[Character]]) -> Iterator[Fact]:
     """What the sign said."""
     if scene.sign is None:
         return
-    texts = [text for _, text in scene.sign.texts]
-    if len(texts) == 2:
-        yield Fact("clip_sign", "sign.before", {}, texts[0])
-        yield Fact("clip_sign", "sign.after", {}, texts[1])
-    elif len(texts) > 2:
-        yield Fact("clip_sign", "sign.first", {}, texts[0])
-        yield Fact("clip_sign", "sign.last", {}, texts[-1])
+    texts = scene.sign.texts
+    kinds = ("sign.before", "sign.after") if len(texts) == 2 else ("sign.first", "sign.last")
+    for kind, (second, text) in zip(kinds, (texts[0], texts[-1]), strict=True):
+        places = tuple(Point(second, character.x, character.y) for character in letters[text])
+        yield Fact("clip_sign", kind, {}, text, (), places)

@@ -13,7 +13,7 @@ from foveate.core.errors import FoveateError
 from foveate.synthetic.clips.acts import ClipRequest, build
 from foveate.synthetic.clips.drawing import draw
 from foveate.synthetic.clips.facts import Fact, facts
-from foveate.synthetic.clips.scene import Scene
+from foveate.synthetic.clips.scene import Point, Scene
 from foveate.synthetic.page import DoesNotFit
 from foveate.synthetic.words import SPLITS
 
@@ -37,6 +37,9 @@ class ClipSample:
         task: a name of `CLIP_TASKS`.
         meta: split, seed, difficulty, what is asked, and what is in the clip.
         more: further questions about the same clip with their answers, none of which is given away by the text before.
+        places: of every question where its answer is seen, one place for all of it or one for each of its characters;
+            none where it is in no single place.
+        named: where each shape is seen, by its name.
     """
 
     frames: np.ndarray
@@ -47,6 +50,8 @@ class ClipSample:
     task: str
     meta: dict[str, Any] = field(default_factory=dict)
     more: list[tuple[str, str]] = field(default_factory=list)
+    places: list[tuple[Point, ...]] = field(default_factory=list)
+    named: dict[str, Point] = field(default_factory=dict)
 
 
 def _order(brief: ClipRequest) -> Scene:
@@ -199,10 +204,10 @@ def render_clip(
         brief = ClipRequest(rng, split, width, height, difficulty, attempt, seconds=seconds, fps=fps, ground=ground)
         try:
             scene = _TASKS[task].scene(brief)
-            frames = draw(brief, scene, times)
+            frames, letters = draw(brief, scene, times)
         except DoesNotFit:
             continue
-        everything = facts(rng, scene)
+        everything = facts(rng, scene, letters)
         if all(fact.task != task for fact in everything):  # two shapes that a viewer could mean
             continue
         asked, *further = _asked(rng, task, everything, most)
@@ -216,7 +221,9 @@ def render_clip(
             "scene": scene,
         }
         more = [(fact.ask(rng, split), fact.answer) for fact in further]
-        return ClipSample(frames, tuple(times), fps, asked.ask(rng, split), asked.answer, task, meta, more)
+        places = [fact.places for fact in (asked, *further)]
+        named = {actor.name: actor.look for actor in scene.actors}
+        return ClipSample(frames, tuple(times), fps, asked.ask(rng, split), asked.answer, task, meta, more, places, named)
     raise RuntimeError(f"{task} could not be drawn in {width} x {height} pixels (seed {seed}, split {split})")
 
 

@@ -49,6 +49,17 @@ class Actor:
         """Colour and kind."""
         return f"{self.colour} {self.kind}"
 
+    @property
+    def look(self) -> Point:
+        """A place and time at which all of it is seen: half-way where it moves, before it leaves, after it has entered.
+
+        Of the others it is the time at which they appear.
+        """
+        first, last = self.path[0].second, self.path[-1].second
+        at = {"move": (first + last) / 2, "enter": last, "leave": first}
+        second = at.get(self.act, self.shown[0][0])
+        return Point(second, *self.place(second))
+
     def visible(self, second: float) -> bool:
         """Whether it is drawn at a time."""
         return any(begin <= second < end for begin, end in self.shown)
