@@ -311,7 +311,7 @@ BLOCKS: dict[str, Callable[[Path, Path], str]] = {
     "accuracy-full": part_of("accuracy", "full"),
     "accuracy-tasks": part_of("accuracy", "tasks"),
     "accuracy-groups": part_of("accuracy", "groups"),
-    "accuracy-clips": part_of("clips", "runs"),
+    "accuracy-clips": part_of("clip_accuracy", "runs"),
     "start-here": part_of("choices", "start_here"),
     "costs-qwen": part_of("readme", "costs"),
     "vllm-throughput": part_of("readme", "vllm"),

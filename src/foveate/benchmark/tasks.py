@@ -172,9 +172,9 @@ def items(
 ) -> Iterator[Item]:
     """Return items `first` to `first + count - 1` of a task.
 
-    Rendered pages and clips are of the held-out split. Those of easy-VQA's test split, and of a file, are `count` spread
-    evenly from all (`first` shifts them), or all where there are fewer; entries of a file without an image are left
-    out.
+    Rendered pages and clips are of the held-out split. Those of easy-VQA's test split, and of a file, are `count`
+    spread evenly from all (`first` shifts them), or all where there are fewer; entries of a file without an image are
+    left out.
 
     Args:
         task: A name of `names()` or `CLIP_TASKS`, or the path of a file.

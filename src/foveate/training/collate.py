@@ -197,7 +197,7 @@ class Collator:
         """The tokens of an image or clip.
 
         Args:
-            placeholder: What stands for it in the text.
+            placeholder: The one in the text.
             grid: (rows, columns) of patches, of a clip after the number of frames; with views, height and width in
                 pixels.
         """
@@ -345,9 +345,7 @@ class Collator:
             begin = end
         return targets
 
-    def _clip_question_targets(
-        self, example: Example, grids: list[tuple[int, int, int]], ids: list[int]
-    ) -> list[int]:
+    def _clip_question_targets(self, example: Example, grids: list[tuple[int, int, int]], ids: list[int]) -> list[int]:
         """`_question_targets` of an example of one clip: the tokens that show the things that questions name."""
         targets = [NO_TARGET] * len(ids)
         if len(grids) != 1 or len(example.clips) != 1:

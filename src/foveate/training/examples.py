@@ -34,9 +34,9 @@ class Example:
         task: Name for reports.
         things: For every image other drawn things and their positions (`foveate.synthetic.Sample.things`), or None.
         clips: Clips, in the order of the placeholders, which come after those of all images.
-        places: For every answer about the only clip where it is seen, as seconds and pixels (second, x, y): one place
-            for all of it or one for each of its characters.
-        named: Where things that questions about it name are seen.
+        places: For every answer about the only clip what shows it, as seconds and pixels (second, x, y): one place for
+            all of it or one for each of its characters.
+        named: Places that show the things that questions about it name.
     """
 
     images: list[Image.Image | Path]

@@ -87,7 +87,7 @@ def build(
 
 
 def _names(brief: ClipRequest, count: int, sign: Sign | None) -> list[tuple[str, str]]:
-    """Kinds and colours that may be seen together; in easy clips every shape has a colour of its own."""
+    """Kinds and colours that may be in one clip; in easy clips every shape has a colour of its own."""
     rng, d = brief.rng, brief.difficulty
     kinds = list(_EASY_KINDS if rng.random() > d else KINDS)
     colours = list(_EASY_COLOURS if rng.random() > d else COLOURS)

@@ -40,8 +40,8 @@ class Fact(NamedTuple):
     """A question about a scene.
 
     `task`: the task that it belongs to; `what`: a section of the wordings, without `clip.`; `slots`: what it names;
-    `answer`: the right answer; `about`: names of the shapes that the answer tells something of; `places`: where the
-    answer is seen, one place for all of it or one for each of its characters, none where it is in no single place.
+    `answer`: the right answer; `about`: names of the shapes that the answer tells something of; `places`: what shows
+    the answer, one place for all of it or one for each of its characters, none where it is in no single place.
     """
 
     task: str
@@ -98,7 +98,9 @@ def _movements(actors: list[Actor]) -> Iterator[Fact]:
     moving = [actor for actor in actors if actor.act in MOVING]
     for actor in moving:
         if actor.direction is not None:
-            yield Fact("clip_direction", "direction", {"what": actor.name}, actor.direction, (actor.name,), (actor.look,))
+            yield Fact(
+                "clip_direction", "direction", {"what": actor.name}, actor.direction, (actor.name,), (actor.look,)
+            )
     if len(moving) == 1 and len(actors) > 1:
         yield Fact("clip_moving", "moving", {}, moving[0].name, (moving[0].name,), (moving[0].look,))
 

@@ -37,9 +37,9 @@ class ClipSample:
         task: a name of `CLIP_TASKS`.
         meta: split, seed, difficulty, what is asked, and what is in the clip.
         more: further questions about the same clip with their answers, none of which is given away by the text before.
-        places: of every question where its answer is seen, one place for all of it or one for each of its characters;
+        places: of every question what shows its answer, one place for all of it or one for each of its characters;
             none where it is in no single place.
-        named: where each shape is seen, by its name.
+        named: a place at which each shape is shown, by its name.
     """
 
     frames: np.ndarray
@@ -223,7 +223,9 @@ def render_clip(
         more = [(fact.ask(rng, split), fact.answer) for fact in further]
         places = [fact.places for fact in (asked, *further)]
         named = {actor.name: actor.look for actor in scene.actors}
-        return ClipSample(frames, tuple(times), fps, asked.ask(rng, split), asked.answer, task, meta, more, places, named)
+        return ClipSample(
+            frames, tuple(times), fps, asked.ask(rng, split), asked.answer, task, meta, more, places, named
+        )
     raise RuntimeError(f"{task} could not be drawn in {width} x {height} pixels (seed {seed}, split {split})")
 
 

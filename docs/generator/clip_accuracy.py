@@ -1,4 +1,4 @@
-"""Accuracy on clips, from `benchmarks/results/clips-*.json`, results of `foveate bench accuracy --tasks clips`."""
+"""Accuracy on clips, from `benchmarks/results/clip-accuracy-*.json` (`foveate bench accuracy --tasks clips`)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def runs(root: Path) -> str:
     from generator.tables import table
 
     parts = []
-    for run in runs(root, "clips"):
+    for run in runs(root, "clip-accuracy"):
         rows: dict[str, dict[str, dict[str, Any]]] = {}
         for row in run["rows"]:
             if not row["task"].startswith("group:"):
@@ -27,7 +27,9 @@ def runs(root: Path) -> str:
         lines = []
         for task, by_plan in rows.items():
             one = by_plan[plans[0]]
-            lines.append([task, f"{one['count']:,}", _percent(one["majority"]), *(_cell(by_plan[plan]) for plan in plans)])
+            lines.append(
+                [task, f"{one['count']:,}", _percent(one["majority"]), *(_cell(by_plan[plan]) for plan in plans)]
+            )
         lines.append(["tokens", "", "", *(f"{rows['all'][plan]['tokens_kept']:.0f}" for plan in plans)])
         refused = [f"- `{line['plan']}`: {line['reason']}" for line in run["impossible"]]
         about = (
