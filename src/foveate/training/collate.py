@@ -267,20 +267,12 @@ class Collator:
             return targets
         rows, columns = self._read_grid(grids[0])
         image = ids.index(self.processor.image_token_id)
-        learned = [label != IGNORED for label in labels]
-        begin = 0
-        for turn in example.conversations:
-            if turn["from"] != "gpt":
-                continue
-            begin = learned.index(True, begin)
-            end = learned.index(False, begin) if False in learned[begin:] else len(learned)
-            answer = turn["value"]
+        for answer, begin, end in _answers(example, labels):
             token_indices = answer_token_indices(answer, example.characters[0], pictures[0].size, (rows, columns))
             if token_indices is not None and end - begin == len(answer) + 1:  # the end token follows
                 for offset, token_index in enumerate(token_indices):
                     # Position i predicts token i + 1.
                     targets[begin + offset - 1] = NO_TARGET if token_index == NO_TARGET else image + token_index
-            begin = end
         return targets
 
     def _question_targets(
@@ -296,6 +288,20 @@ class Collator:
             return targets
         image = ids.index(self.processor.image_token_id)
         grid = self._read_grid(grids[0])
+        for question, positions in self._questions(example, grids, self.processor.image_token):
+            token_indices = question_token_indices(question, example.characters[0], pictures[0].size, grid)
+            for position, token_index in zip(positions, token_indices, strict=True):
+                if token_index != NO_TARGET and position is not None:
+                    targets[position] = image + token_index
+        return targets
+
+    def _questions(
+        self, example: Example, grids: Sequence[Sequence[int]], placeholder: str
+    ) -> Iterator[tuple[str, list[int | None]]]:
+        """Questions of a conversation, without `placeholder`, each with the positions of its characters in the ids.
+
+        None where a token has more than one character.
+        """
         messages = [{"role": ROLES[turn["from"]], "content": turn["value"]} for turn in example.conversations]
         text = self._expand(messages, grids)
         offsets = self.processor.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)[
@@ -304,15 +310,11 @@ class Collator:
         position = {start: number for number, (start, end) in enumerate(offsets) if end - start == 1}
         begin = 0
         for message in messages:
-            question = message["content"].rpartition(self.processor.image_token)[2]
-            begin = text.index(question, begin)
+            said = message["content"].rpartition(placeholder)[2]
+            begin = text.index(said, begin)
             if message["role"] == "user":
-                token_indices = question_token_indices(question, example.characters[0], pictures[0].size, grid)
-                for offset, token_index in enumerate(token_indices):
-                    if token_index != NO_TARGET and begin + offset in position:
-                        targets[position[begin + offset]] = image + token_index
-            begin += len(question)
-        return targets
+                yield said, [position.get(begin + offset) for offset in range(len(said))]
+            begin += len(said)
 
     def _clip_token(self, place: Place, clip: Clip, grid: tuple[int, int, int]) -> int:
         """Index of the token of a clip that shows a place, in the order of the language model."""
@@ -332,17 +334,11 @@ class Collator:
         if len(grids) != 1 or len(example.clips) != 1:
             return targets
         start = ids.index(self.processor.video_token_id)
-        learned = [label != IGNORED for label in labels]
-        answers = [turn["value"] for turn in example.conversations if turn["from"] == "gpt"]
-        begin = 0
-        for answer, places in zip(answers, example.places, strict=False):
-            begin = learned.index(True, begin)
-            end = learned.index(False, begin) if False in learned[begin:] else len(learned)
+        for (answer, begin, end), places in zip(_answers(example, labels), example.places, strict=False):
             if places and end - begin == len(answer) + 1:  # one token per character, and the end token
                 tokens = [start + self._clip_token(place, example.clips[0], grids[0]) for place in places]
                 for offset in range(len(answer)):
                     targets[begin + offset - 1] = tokens[offset if len(tokens) > 1 else 0]
-            begin = end
         return targets
 
     def _clip_question_targets(self, example: Example, grids: list[tuple[int, int, int]], ids: list[int]) -> list[int]:
@@ -351,23 +347,15 @@ class Collator:
         if len(grids) != 1 or len(example.clips) != 1:
             return targets
         start = ids.index(self.processor.video_token_id)
-        tokenizer = self.processor.tokenizer
-        messages = [{"role": ROLES[turn["from"]], "content": turn["value"]} for turn in example.conversations]
-        text = self._expand(messages, grids)
-        offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-        position = {first: number for number, (first, last) in enumerate(offsets) if last - first == 1}
-        begin = 0
-        for message in messages:
-            said = message["content"].rpartition(self.processor.video_token)[2]
-            begin = text.index(said, begin)
-            for name, place in example.named.items() if message["role"] == "user" else ():
-                at = said.find(name)
-                if at >= 0:
-                    token = start + self._clip_token(place, example.clips[0], grids[0])
-                    for offset in range(at, at + len(name)):
-                        if begin + offset in position:
-                            targets[position[begin + offset]] = token
-            begin += len(said)
+        for question, positions in self._questions(example, grids, self.processor.video_token):
+            for name, place in example.named.items():
+                at = question.find(name)
+                if at < 0:
+                    continue
+                token = start + self._clip_token(place, example.clips[0], grids[0])
+                for position in positions[at : at + len(name)]:
+                    if position is not None:
+                        targets[position] = token
         return targets
 
     def _cell_targets(
@@ -395,3 +383,15 @@ class Collator:
         tokens = Grid(*self._token_grid(grid))
         connector = getattr(self.processor, "connector", None)
         return tokens if connector is None else connector.output_grid(tokens)
+
+
+def _answers(example: Example, labels: list[int]) -> Iterator[tuple[str, int, int]]:
+    """Answers of a conversation, each with the first position of its tokens and the one after their end token."""
+    learned = [label != IGNORED for label in labels]
+    begin = 0
+    for turn in example.conversations:
+        if turn["from"] == "gpt":
+            begin = learned.index(True, begin)
+            end = learned.index(False, begin) if False in learned[begin:] else len(learned)
+            yield turn["value"], begin, end
+            begin = end

@@ -51,7 +51,7 @@ class Actor:
 
     @property
     def look(self) -> Point:
-        """A place and time at which all of it is shown: half-way where it moves, before it leaves, after it has entered.
+        """A place and time that show all of it: half-way where it moves, before it leaves, after it has entered.
 
         Of the others it is the time at which they appear.
         """
