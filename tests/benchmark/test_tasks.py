@@ -25,6 +25,7 @@ from foveate.benchmark.tasks import (
     tasks_of,
 )
 from foveate.synthetic import TASKS, render, smallest_size
+from foveate.synthetic.clips import CLIP_TASKS
 
 EASY = {"difficulty": 0.3, "sides": (128, 256)}
 
@@ -93,7 +94,7 @@ def test_details_are_small_on_large_pages():
 def test_names_groups_and_all():
     assert tasks_of(["sign", "tables", "sign"]) == ("sign", "table_cell", "table_row")
     assert tasks_of(["all"]) == names()
-    assert {task for group in GROUPS.values() for task in group} <= set(TASKS)
+    assert {task for group in GROUPS.values() for task in group} <= {*TASKS, *CLIP_TASKS}
     assert [tasks.group_of(task) for task in ("sign", "count_shapes", CHAT)] == ["reading", "counting", None]
     with pytest.raises(
         FoveateError, match=r"unknown task 'readin'; possible are all, reading, .*chat, chat_swapped, detail"

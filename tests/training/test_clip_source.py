@@ -145,13 +145,18 @@ def test_attention_is_supervised_at_the_tokens_that_show_the_answer(small):
         ids, frames = batch["input_ids"][row].tolist(), example.clips[0].frames
         start, rows, columns = ids.index(processor.video_token_id), frames.shape[1] // 28, frames.shape[2] // 28
         for name in ("answer_targets", "question_targets"):
-            at = (batch[name][row] != NO_TARGET).nonzero()[:, 0].tolist()
-            text = processor.tokenizer.decode([ids[place + (name == "answer_targets")] for place in at])
-            for colour in COLOURS:
-                first = text.find(f"{colour} ")
-                if first < 0:
+            for at in (batch[name][row] != NO_TARGET).nonzero()[:, 0].tolist():
+                # A question's target is at the end of a name, an answer's before each of its characters.
+                text = processor.tokenizer.decode(
+                    ids[at - 16 : at + 1] if name == "question_targets" else ids[at + 1 : at + 9]
+                )
+                names = [
+                    c for c in COLOURS if (text.startswith(f"{c} ") if name == "answer_targets" else f" {c} " in text)
+                ]
+                if len(names) != 1:
                     continue
-                token = int(batch[name][row][at[first]]) - start
+                (colour,) = names
+                token = int(batch[name][row][at]) - start
                 pair, place = divmod(token, rows * columns)
                 down, across = divmod(place, columns)
                 shown = frames[2 * pair : 2 * pair + 2, 28 * down : 28 * down + 28, 28 * across : 28 * across + 28]

@@ -342,7 +342,7 @@ class Collator:
         return targets
 
     def _clip_question_targets(self, example: Example, grids: list[tuple[int, int, int]], ids: list[int]) -> list[int]:
-        """`_question_targets` of an example of one clip: the tokens that show the things that questions name."""
+        """`_question_targets` of an example of one clip: at the end of a name, the token that shows what has it."""
         targets = [NO_TARGET] * len(ids)
         if len(grids) != 1 or len(example.clips) != 1:
             return targets
@@ -350,12 +350,10 @@ class Collator:
         for question, positions in self._questions(example, grids, self.processor.video_token):
             for name, place in example.named.items():
                 at = question.find(name)
-                if at < 0:
-                    continue
-                token = start + self._clip_token(place, example.clips[0], grids[0])
-                for position in positions[at : at + len(name)]:
-                    if position is not None:
-                        targets[position] = token
+                # Tokens attend to what is before them: the last character of a name is the first that knows all of it.
+                position = positions[at + len(name) - 1] if at >= 0 else None
+                if position is not None:
+                    targets[position] = start + self._clip_token(place, example.clips[0], grids[0])
         return targets
 
     def _cell_targets(
