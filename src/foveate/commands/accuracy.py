@@ -85,11 +85,10 @@ def accuracy(
 ) -> None:
     """Measure the accuracy of models with plans, on the same questions as three controls.
 
-    Controls are the full model and, at every budget, random tokens and a smaller image. Tasks are rendered pages of the
-    held-out split, easy-VQA's test split, chats about one image, small type, rendered clips, and files of your own. The
-    result has
-    accuracy, accuracy relative to the full model with a paired bootstrap interval, the share of answers that equal
-    those of the full model (agreement), and accuracy on the difficult questions: those that the full model
+    Controls are the full model and, at every budget, random tokens and a smaller image. Tasks are rendered pages and
+    clips of the held-out split, easy-VQA's test split, chats about one image, small type, and files of your own. The
+    result has accuracy, accuracy relative to the full model with a paired bootstrap interval, the share of answers that
+    equal those of the full model (agreement), and accuracy on the difficult questions: those that the full model
     answers right and the smaller image does not.
 
     Every answer is written to NAME.rows.jsonl at once; after an interruption, --resume continues, also with more
