@@ -20,7 +20,7 @@ from tests.tiny_model import save_qwen
 
 #: Frames that the small model reads as 8 x 8 tokens.
 CLIPS = ClipSettings(size=(96, 96), seconds=(4, 5), fps=2)
-PLANS = ("evs:50%", "uniform_frames:50%", "uniform_frames:50% + random:50%")
+PLANS = ("evs:50%", "uniform-frames:50%", "uniform-frames:50% + random:50%")
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +57,10 @@ def test_plans_are_compared_on_the_same_clips(qwen: Path, tmp_path: Path) -> Non
     assert len(answers) == 2 * 2 * len(settings.plans)
     for row in answers:
         seconds = pairs = 4 + row["index"] % 2  # two frames per second, and a token covers two frames
-        if row["plan"].startswith("uniform_frames:50%"):
+        if row["plan"].startswith("uniform-frames:50%"):
             pairs = (seconds + 1) // 2  # one frame per second; the last pair is filled up
         assert row["tokens_in"] == 64 * pairs, row["plan"]
-        share = {"full model": 1, "uniform_frames:50%": 1, "random:25%": 0.25, "downsample:25%": 0.25}
+        share = {"full model": 1, "uniform-frames:50%": 1, "random:25%": 0.25, "downsample:25%": 0.25}
         assert row["tokens_kept"] == 64 * pairs * share.get(row["plan"], 0.5), row["plan"]
     everything = {row["plan"]: row for row in result["rows"] if row["task"] == "all"}
     assert {"full model", "random:50%", "downsample:50%", "random:25%", "downsample:25%", *PLANS} == {*everything}
@@ -74,17 +74,17 @@ def test_a_plan_is_followed_outside_of_a_run_too(qwen: Path) -> None:
     asked = list(items("clip_moving", 1, clips=CLIPS))
     full, half, both = (
         answer_items(model, processor, plan, asked)[0]
-        for plan in (None, "uniform_frames:50%", "uniform_frames:50% + evs:50%")
+        for plan in (None, "uniform-frames:50%", "uniform-frames:50% + evs:50%")
     )
-    assert (half["plan"], both["plan"]) == ("uniform_frames:50%", "uniform_frames:50% + evs:50%")
+    assert (half["plan"], both["plan"]) == ("uniform-frames:50%", "uniform-frames:50% + evs:50%")
     assert (half["tokens_kept"], both["tokens_kept"]) == (full["tokens_kept"] / 2, full["tokens_kept"] / 4)
 
 
 def test_a_fraction_of_the_frames_is_one_of_the_tokens() -> None:
-    assert budget_of("uniform_frames:50%") == "50%"
-    assert budget_of("uniform_frames:50% + evs:50%") == "25%"
-    assert budget_of("uniform_frames:8") is None
-    assert with_controls(["uniform_frames:8"]) == ("full model", "uniform_frames:8")
+    assert budget_of("uniform-frames:50%") == "50%"
+    assert budget_of("uniform-frames:50% + evs:50%") == "25%"
+    assert budget_of("uniform-frames:8") is None
+    assert with_controls(["uniform-frames:8"]) == ("full model", "uniform-frames:8")
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_a_fraction_of_the_frames_is_one_of_the_tokens() -> None:
     [
         ({"clips": ClipSettings(seconds=(6, 4))}, "seconds must be shortest,longest, got 6,4"),
         ({"clips": ClipSettings(size=(40, 40))}, "clip_order needs frames of at least 56 x 56 pixels"),
-        ({"plans": ("uniform_frames:50%",), "tasks": ("sign", "clip_order")}, "ask about clips alone"),
+        ({"plans": ("uniform-frames:50%",), "tasks": ("sign", "clip_order")}, "ask about clips alone"),
     ],
 )
 def test_impossible_settings_are_refused(changes: dict[str, Any], message: str) -> None:
