@@ -6,7 +6,7 @@ of its grid a neuron of the first block writes a long vector (`foveate.models.en
     python benchmarks/planted_outliers.py build/planted-outliers
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 import torch
@@ -30,4 +30,6 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="folder to write model and image processor to")
+    main(parser.parse_args().folder)

@@ -30,7 +30,7 @@ import httpx
 import psutil
 import torch
 
-from foveate.benchmark import measure
+from foveate.benchmark.profiling import hardware, versions
 from foveate.benchmark.results import write_json
 from foveate.synthetic import render
 
@@ -199,8 +199,7 @@ def main() -> int:
     asked = parser.parse_args()
     found = asyncio.run(run(asked.requests))
     command = f"python benchmarks/soak.py --requests {asked.requests}"
-    hardware = measure.hardware(torch.device("cpu"))
-    head = {"kind": "soak", "command": command, "hardware": hardware, "versions": measure.versions()}
+    head = {"kind": "soak", "command": command, "hardware": hardware(torch.device("cpu")), "versions": versions()}
     write_json(asked.output, head | found)
     drained = found["drain"]["answered"] == found["drain"]["open"] and not found["drain"]["exit_code"]
     return 0 if drained and not (found["crowd"]["other_answers"] or found["endurance"]["other_answers"]) else 1
