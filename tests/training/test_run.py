@@ -1,13 +1,16 @@
 """Runs of recipes: what they train, where they stop, and what they leave."""
 
+import io
 import json
 import os
+import shutil
 import signal
 
 import pytest
 import torch
 import yaml
 from PIL import Image
+from rich.console import Console
 from safetensors import safe_open
 
 from foveate import FoveateError
@@ -139,6 +142,19 @@ def test_one_stage_can_be_trained_alone(tmp_path, data):
     assert [(entry["stage"], entry["stage_step"]) for entry in log] == [("one", 1), ("two", 2)]
     with pytest.raises(FoveateError, match="no stage 'three'; its stages are one, two"):
         run.train(only="three")
+
+
+def test_a_folder_with_the_last_stage_alone_is_resumed(tmp_path, data):
+    stages = (small_stage(data, steps=2), small_stage(data, name="two", steps=3))
+    run = run_of(tmp_path, *stages, save_every=1)
+    run.train()
+    shutil.rmtree(run.output / "stages" / "1-one")
+    shutil.rmtree(run.output / "stages" / "2-two" / "checkpoint-3")
+    with (console := Console(file=io.StringIO())).capture() as shown:
+        assert run.train(console=console).finished
+    assert "stage one has no checkpoint" in shown.get()
+    assert sorted(path.name for path in (run.output / "stages").iterdir()) == ["2-two"]
+    assert [(entry["stage"], entry["stage_step"]) for entry in read_log(run.output)][-1] == ("two", 3)
 
 
 def test_old_checkpoints_are_removed_and_none_is_overwritten_without_resume(tmp_path, data):

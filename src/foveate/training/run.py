@@ -73,6 +73,9 @@ class Run:
     ) -> RunResult:
         """Train all stages that are not complete, or only the stage named `only`.
 
+        A stage without a checkpoint is skipped where a later one has a checkpoint, so that a folder with the checkpoint
+        of the last stage alone can be resumed.
+
         Args:
             resume: Resume from the newest checkpoint; False refuses an output folder that has one.
             max_minutes: Stop cleanly, with a checkpoint, after this time. SIGTERM and SIGINT do the same.
@@ -110,12 +113,13 @@ class Run:
             index: [(open_source(data, unit, self.recipe.seed), data.weight) for data in stage.data]
             for index, stage in stages
         }
-        stop = StopRequest(max_minutes)
+        stop, console = StopRequest(max_minutes), console or Console()
         with stop.on_signals():
             for index, stage in stages:
-                finished = self._train_stage(
-                    index, stage, training_model, processor, sources[index], stop, console or Console()
-                )
+                if only is None and self._is_passed(index):
+                    console.print(f"stage {stage.name} has no checkpoint, and a later stage has one: it is skipped")
+                    continue
+                finished = self._train_stage(index, stage, training_model, processor, sources[index], stop, console)
                 if not finished:
                     break
         return RunResult(finished, self._progress(), self.output / "model", self.log.path)
@@ -261,6 +265,14 @@ class Run:
         newest = self._newest(len(self.recipe.stages))
         return Progress.of(newest) if newest else Progress()
 
+    def _is_passed(self, index: int) -> bool:
+        """Whether a stage has no checkpoint and a later one has."""
+        present = [checkpoints.latest(self._folder(other)) for other in range(index, len(self.recipe.stages))]
+        return not present[0] and any(present)
+
     def _complete(self) -> bool:
         newest = [checkpoints.latest(self._folder(index)) for index in range(len(self.recipe.stages))]
-        return all(f and f[1] >= stage.steps for f, stage in zip(newest, self.recipe.stages, strict=True))
+        return all(
+            f[1] >= stage.steps if f else self._is_passed(index)
+            for index, (f, stage) in enumerate(zip(newest, self.recipe.stages, strict=True))
+        )
