@@ -59,6 +59,16 @@ def test_a_plan_compresses_a_clip(qwen, clip):
     assert answer.tokens.read == 4
 
 
+def test_a_thumbnail_is_read_after_the_frames(qwen, clip):
+    plan = "thumbnails(tiles=4, copies=2):4 + ts-llava(thumbnails=1):50%"
+    answer = ask(clip, "What happens?", qwen, plan, max_new_tokens=2)
+    (report,) = answer.selection
+    # Six frames of 32 x 16 pixels, the last two of them the thumbnail: three of 8 tokens, of which its own all stay.
+    assert answer.frames == 6 and answer.timestamps[3:] == answer.timestamps[3:4] * 3
+    assert [(crop["tokens"], crop["kept"]) for crop in report["crops"]] == [(8, 2), (8, 2), (8, 8)]
+    assert draw_answer(answer, clip).size[0] == 1600
+
+
 def test_a_plan_chooses_frames(qwen, clip):
     """The answer is that about the frames that the sampler names, and the figure shows them."""
     plan = "uniform-frames:6 + random:25%"

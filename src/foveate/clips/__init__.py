@@ -91,14 +91,16 @@ def open_clip(
         raise FoveateError(
             f"{opened.name} takes {opened.duration:.1f} s, and a clip may take {limits.seconds:g} s here; cut it."
         )
+    step = _step(sampler)
     if times is not None:
         chosen = list(times)
-    elif sampler is not None:
-        chosen = _chosen(opened, sampler, question)
+    elif step is not None:
+        chosen = _chosen(opened, step, question)
     else:
         wanted = max_frames if fps is None else min(max_frames, max(1, round(opened.duration * fps)))
         chosen = even_times(opened.duration, min(wanted, opened.count))
-    return read_clip(opened, chosen, opened.name, opened.backend, limits)
+    composing = step.method if step is not None and times is None else None
+    return read_clip(opened, chosen, opened.name, opened.backend, limits, composing)
 
 
 def clip_of_frames(
@@ -121,11 +123,15 @@ def clip_of_frames(
             sampler cannot choose.
     """
     given = GivenFrames(frames, timestamps, FRAMES_PER_SECOND)
-    times = [time for time, _ in given.read()] if sampler is None else _chosen(given, sampler, question)
-    return read_clip(given, times, given.name, given.backend, NO_LIMITS)
+    step = _step(sampler)
+    times = [time for time, _ in given.read()] if step is None else _chosen(given, step, question)
+    return read_clip(given, times, given.name, given.backend, NO_LIMITS, None if step is None else step.method)
 
 
-def _chosen(source: FrameSource, sampler: Step[FrameSampler] | FrameSampler, question: str | None) -> list[float]:
-    step = sampler if isinstance(sampler, Step) else Step(sampler)
+def _step(sampler: Step[FrameSampler] | FrameSampler | None) -> Step[FrameSampler] | None:
+    return sampler if sampler is None or isinstance(sampler, Step) else Step(sampler)
+
+
+def _chosen(source: FrameSource, step: Step[FrameSampler], question: str | None) -> list[float]:
     step.method.check_budget(step.budget)
     return step.method.times(source, step.count(source.count), question)

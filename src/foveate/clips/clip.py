@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from foveate.core.errors import FoveateError
-from foveate.core.frames import FrameSource
+from foveate.core.frames import FrameSampler, FrameSource
 
 #: Most pixels of all frames together, 0.5 GB of RGB.
 MAX_PIXELS = 180_000_000
@@ -69,7 +69,14 @@ class Clip:
         return self.frames.size // 3
 
 
-def read_clip(source: FrameSource, times: Iterable[float], name: str, backend: str, limits: ClipLimits) -> Clip:
+def read_clip(
+    source: FrameSource,
+    times: Iterable[float],
+    name: str,
+    backend: str,
+    limits: ClipLimits,
+    sampler: FrameSampler | None = None,
+) -> Clip:
     """Decode the frames of a clip that are shown at these times.
 
     Args:
@@ -78,27 +85,29 @@ def read_clip(source: FrameSource, times: Iterable[float], name: str, backend: s
         name: Of the clip, in messages.
         backend: What decodes it, for the metadata.
         limits: Of the frames.
+        sampler: Makes what is read of these frames.
 
     Raises:
         FoveateError: there is no frame, a frame cannot be decoded, or there are too many frames or pixels.
     """
     times, timestamps = list(times), []
-    if limits.frames is not None and len(times) > limits.frames:
-        raise FoveateError(f"at most {limits.frames} frames of a clip may be read here, not {len(times)}.")
+    _check_number(len(times), limits)
     frames = np.empty(0)
     for time, frame in source.read(times):
         if not timestamps:
             height, width, _ = frame.shape
-            if len(times) * height * width > limits.pixels:
-                raise FoveateError(
-                    f"{len(times)} frames of {width} x {height} pixels are above the limit of "
-                    f"{limits.pixels / 1e6:.3g} megapixels; take fewer frames of {name}, or scale it down first."
-                )
+            _check_pixels(len(times), height, width, name, limits)
             frames = np.empty((len(times), *frame.shape), dtype=np.uint8)
         frames[len(timestamps)] = frame
         timestamps.append(time)
     if not timestamps:
         raise FoveateError(f"{name} has no frames that can be decoded.")
+    frames = frames[: len(timestamps)]
+    if sampler is not None and sampler.composes:
+        frames, seconds = sampler.composed(frames, timestamps)
+        timestamps = list(seconds)
+        _check_number(len(frames), limits)
+        _check_pixels(len(frames), *frames.shape[1:3], name, limits)
     places = np.array(timestamps) * source.fps
     raster = np.rint(places)
     indices = raster.astype(int) if np.abs(places - raster).max() < OFF_RASTER else places
@@ -111,7 +120,20 @@ def read_clip(source: FrameSource, times: Iterable[float], name: str, backend: s
         "video_backend": backend,
         "frames_indices": indices.tolist(),
     }
-    return Clip(frames[: len(timestamps)], tuple(timestamps), metadata)
+    return Clip(frames, tuple(timestamps), metadata)
+
+
+def _check_number(count: int, limits: ClipLimits) -> None:
+    if limits.frames is not None and count > limits.frames:
+        raise FoveateError(f"at most {limits.frames} frames of a clip may be read here, not {count}.")
+
+
+def _check_pixels(count: int, height: int, width: int, name: str, limits: ClipLimits) -> None:
+    if count * height * width > limits.pixels:
+        raise FoveateError(
+            f"{count} frames of {width} x {height} pixels are above the limit of {limits.pixels / 1e6:.3g} megapixels; "
+            f"take fewer frames of {name}, or scale it down first."
+        )
 
 
 def shown(source: Any) -> str:

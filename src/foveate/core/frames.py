@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
@@ -57,6 +57,8 @@ class FrameSampler(Method):
 
     site: ClassVar[Site] = Site.FRAMES
     modality: ClassVar[tuple[Modality, ...]] = ("video",)
+    #: Whether `composed` makes other frames of the chosen ones.
+    composes: ClassVar[bool] = False
 
     @abstractmethod
     def times(self, clip: FrameSource, count: int | None, question: str | None) -> list[float]:
@@ -73,6 +75,18 @@ class FrameSampler(Method):
         Raises:
             FoveateError: the method cannot choose, such as by a question that there is none of.
         """
+
+    def composed(self, frames: np.ndarray, timestamps: Sequence[float]) -> tuple[np.ndarray, Sequence[float]]:
+        """Make what the model reads of the chosen frames; where the method does not say otherwise, these.
+
+        Args:
+            frames: (T, H, W, 3) uint8, RGB.
+            timestamps: (T,) their seconds.
+
+        Returns:
+            Frames of the same size, and their seconds, which do not descend.
+        """
+        return frames, timestamps
 
 
 def even_times(duration: float, count: int) -> list[float]:

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 from foveate.answering import PARTS, Answer, Pooling, Stage
 from foveate.clips import Clip, open_clip
 from foveate.core.errors import FoveateError
+from foveate.core.plan import Plan
 from foveate.images import open_image
 from foveate.visualization.canvas import (
     ACCENT,
@@ -65,7 +66,7 @@ def draw_answer(answer: Answer, image: Any) -> Image.Image:
         FoveateError: the answer is about several images, or the image or the clip cannot be read.
     """
     if answer.frames is not None:
-        clip = image if isinstance(image, Clip) else open_clip(image, times=answer.timestamps)
+        clip = image if isinstance(image, Clip) else _clip_again(answer, image)
         if len(clip.frames) != answer.frames:
             raise FoveateError(f"the answer is about {answer.frames} frames, and this clip has {len(clip.frames)}.")
         strip = draw_strip(clip, answer.selection[0] if answer.selection else None)
@@ -97,6 +98,14 @@ def _stacked(blocks: list[Image.Image]) -> Image.Image:
         canvas.paste(block, (MARGIN, top))
         top += block.height + GAP
     return canvas
+
+
+def _clip_again(answer: Answer, source: Any) -> Clip:
+    """Decode the frames of an answer once more; what a plan composed of frames is composed again."""
+    step = None if answer.plan is None else Plan.of(answer.plan).frame_step
+    if step is not None and step.method.composes:
+        return open_clip(source, sampler=step, question=answer.question)
+    return open_clip(source, times=answer.timestamps)
 
 
 def _words(answer: Answer) -> Image.Image:
