@@ -8,13 +8,14 @@ import pytest
 
 from foveate.core.method import Site
 from foveate.core.registry import methods_at
+from foveate.methods.frames.diverse_frames import DiverseFrames
 from foveate.methods.frames.query_frames import QueryFrames
 from foveate.testing import FrameSamplerPromises
 from tests.tiny_model import save_clip_model
 
 
 class TestSamplers(FrameSamplerPromises):
-    methods = tuple(cls() for cls in methods_at(Site.FRAMES).values() if cls is not QueryFrames)
+    methods = tuple(cls() for cls in methods_at(Site.FRAMES).values() if cls not in (QueryFrames, DiverseFrames))
 
 
 @pytest.fixture(scope="module")
@@ -33,5 +34,15 @@ class TestQueryFrames(FrameSamplerPromises):
         """The fixture gives the method."""
 
 
+class TestDiverseFrames(TestQueryFrames):
+    """With an encoder as well."""
+
+    @pytest.fixture
+    def method(self, encoder: str) -> DiverseFrames:
+        return DiverseFrames(encoder)
+
+
 def test_all_are_registered() -> None:
-    assert {"uniform-frames", "fps", "scene", "query-frames"} <= set(methods_at(Site.FRAMES))
+    assert {"uniform-frames", "fps", "scene", "query-frames", "diverse-frames", "thumbnails"} <= set(
+        methods_at(Site.FRAMES)
+    )

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import islice
-from typing import Any, ClassVar, Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 from foveate.core.errors import FoveateError
 from foveate.core.frames import FrameSampler, FrameSource
+from foveate.methods.shared.contrastive import contrastive_encoder
 
 Strategy = Literal["adaptive", "top"]
-
-#: Candidates that the encoder reads at once.
-BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -82,11 +76,11 @@ class QueryFrames(FrameSampler):
         candidates = np.arange(max(1, math.ceil(clip.duration * self.rate - 1e-9))) / self.rate
         times: list[float] = []
         scores: list[float] = []
-        encoder = _loaded(self.encoder)
+        encoder = contrastive_encoder(self.encoder)
         words = encoder.text(question)
-        for batch in _batches(clip.read(candidates)):
-            times += [time for time, _ in batch]
-            scores += (encoder.images([pixels for _, pixels in batch]) @ words).tolist()
+        for own, features in encoder.frames(clip.read(candidates)):
+            times += own
+            scores += (features @ words).tolist()
         chosen = keyframes(scores, count or 1, self.threshold, self.depth if self.strategy == "adaptive" else 0)
         return [times[place] for place in chosen]
 
@@ -120,67 +114,3 @@ def keyframes(scores: Sequence[float], count: int, threshold: float, depth: int)
             chosen.update(heapq.nlargest(count >> level, part, key=values.__getitem__))
     others = (place for place in range(len(values)) if place not in chosen)
     return sorted([*chosen, *heapq.nlargest(count - len(chosen), others, key=values.__getitem__)])
-
-
-class ContrastiveEncoder:
-    """Features of images and text in one space, of a model such as CLIP or SigLIP.
-
-    Args:
-        name: Folder or Hub id.
-
-    Raises:
-        FoveateError: it cannot be loaded, or has no such features.
-    """
-
-    def __init__(self, name: str) -> None:
-        from transformers import AutoModel, AutoProcessor
-
-        try:
-            self.processor: Any = AutoProcessor.from_pretrained(name)
-            self.model: Any = AutoModel.from_pretrained(name).eval()
-        except (OSError, ValueError, ImportError) as error:
-            reason = str(error).strip().splitlines()[0].rstrip(".")
-            raise FoveateError(f"query-frames: the encoder {name!r} cannot be loaded: {reason}.") from error
-        if not hasattr(self.model, "get_text_features") or not hasattr(self.model, "get_image_features"):
-            raise FoveateError(
-                f"query-frames: the encoder {name!r} has no features of images and text in one space; name a "
-                "contrastive model, such as openai/clip-vit-base-patch32."
-            )
-        if torch.cuda.is_available():
-            self.model.to("cuda")
-
-    @torch.inference_mode()
-    def text(self, text: str) -> torch.Tensor:
-        """The normalised features (D,) of a text, cut off where the model's text encoder ends."""
-        longest = self.model.config.text_config.max_position_embeddings
-        # SigLIP was trained with padded text and has no mask for it.
-        inputs = self.processor(
-            text=[text],
-            return_tensors="pt",
-            padding="max_length",
-            padding_side="right",
-            truncation=True,
-            max_length=longest,
-        )
-        return self._features(self.model.get_text_features(**inputs.to(self.model.device)))[0]
-
-    @torch.inference_mode()
-    def images(self, images: list[np.ndarray]) -> torch.Tensor:
-        """The normalised features (B, D) of images (H, W, 3), uint8, RGB."""
-        inputs = self.processor(images=images, return_tensors="pt", input_data_format="channels_last")
-        return self._features(self.model.get_image_features(**inputs.to(self.model.device)))
-
-    @staticmethod
-    def _features(output: Any) -> torch.Tensor:
-        output = output if isinstance(output, torch.Tensor) else output.pooler_output
-        return F.normalize(output.float(), dim=-1).cpu()
-
-
-#: The encoder of the last plan stays loaded for the next clip.
-_loaded = lru_cache(maxsize=1)(ContrastiveEncoder)
-
-
-def _batches(frames: Iterable[tuple[float, np.ndarray]]) -> Iterable[list[tuple[float, np.ndarray]]]:
-    remaining = iter(frames)
-    while batch := list(islice(remaining, BATCH)):
-        yield batch
