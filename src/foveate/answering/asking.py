@@ -120,22 +120,20 @@ def ask(
     # Images are opened before the model is loaded, so that errors in them are reported at once. Fetching is no part of
     # the account: it is not the model's time.
     sampler, followed = (None, None) if wanted is None else (wanted.frame_step, wanted.for_model)
-    sources = _sources(image, frames, timestamps)
+    sources = sources_of(image, frames, timestamps)
     start = time.perf_counter()
     if frames is None:
-        visuals = [_opened(source, sampler, question) for source in sources]
+        visuals = opened(sources, sampler, question)
     else:
         arrays = [np.asarray(open_image(frame)) for frame in sources]
         visuals = [clip_of_frames(arrays, timestamps, sampler=sampler, question=question)]
     opening = time.perf_counter() - start
     clip = next((one for one in visuals if isinstance(one, Clip)), None)
-    if clip is None and sampler is not None:
-        raise FoveateError(f"{sampler} chooses frames of a clip, and these are images; leave it out of the plan.")
     if clip is not None and len(visuals) > 1:
         raise FoveateError("a clip is asked about alone: leave out the other images, or ask about frames of the clip.")
     if keep_pooling and len(visuals) > 1:
         raise FoveateError("a figure shows one image or one clip: leave it out for several images.")
-    net, processor, name = _model(model, wanted is None, loading)
+    net, processor, name = model_of(model, wanted is None, loading)
     acquisition, followed = split_acquisition(followed, getattr(net, "name_or_path", ""))
     run = _Run(net, processor, name, question, visuals, wanted, followed, draft, max_new_tokens)
     if acquisition is None:
@@ -297,7 +295,9 @@ def _turn(answer: Answer, call: ToolCall | None, problem: str | None) -> Turn:
     )
 
 
-def _sources(image: Any, frames: Sequence[Any] | None, timestamps: Sequence[float] | None) -> list[Any]:
+def sources_of(
+    image: Any, frames: Sequence[Any] | None = None, timestamps: Sequence[float] | None = None
+) -> list[Any]:
     """Return what is asked about: images or a clip, or the frames of a clip."""
     if frames is None:
         if timestamps is not None:
@@ -308,6 +308,14 @@ def _sources(image: Any, frames: Sequence[Any] | None, timestamps: Sequence[floa
     if isinstance(frames, (str, bytes, os.PathLike)):
         raise FoveateError("frames are a list of images; give the path of a video file as the image.")
     return list(frames)
+
+
+def opened(sources: Sequence[Any], sampler: Any, question: str) -> list[Any]:
+    """Open images or a clip, whose frames a step of a plan chooses, if there is one."""
+    visuals = [_opened(source, sampler, question) for source in sources]
+    if sampler is not None and not any(isinstance(one, Clip) for one in visuals):
+        raise FoveateError(f"{sampler} chooses frames of a clip, and these are images; leave it out of the plan.")
+    return visuals
 
 
 def _opened(source: Any, sampler: Any, question: str) -> Any:
@@ -373,7 +381,7 @@ def _selections(
     return placed([selected(report, boxes[0]) for report in reports], whole_tile, sizes[0])
 
 
-def _model(model: Any, saved: bool, loading: dict[str, Any]) -> tuple[Any, Any, str]:
+def model_of(model: Any, saved: bool, loading: dict[str, Any]) -> tuple[Any, Any, str]:
     """Return model, processor and model name; `saved`: attach the plan saved next to the weights."""
     if isinstance(model, tuple):
         if len(model) != 2 or not isinstance(model[0], nn.Module) or not callable(model[1]):

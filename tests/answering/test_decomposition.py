@@ -1,0 +1,78 @@
+"""Questions in steps: what a language model writes is asked, and its answers are read before the question."""
+
+import numpy as np
+import pytest
+
+from foveate import FoveateError
+from foveate.answering import ask, ask_decomposed
+from foveate.answering.decomposition import sub_questions, whole_sentences
+from foveate.clips import clip_of_frames
+from foveate.loading import load
+from tests.tiny_model import save_qwen
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory):
+    return load(save_qwen(tmp_path_factory.mktemp("qwen")))
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return clip_of_frames(np.random.default_rng(0).integers(0, 256, (4, 16, 32, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "1. What moves first?\n2) Where does it go?\n- Why?\nThat is all.",
+            ["What moves first?", "Where does it go?", "Why?"],
+        ),
+        ("Sure! ['Who comes in?', \"Who leaves?\"] Good luck", ["Who comes in?", "Who leaves?"]),
+        ('[see below]\n"What is next?"', ["What is next?"]),
+        ("[1, 2]\n?\nnothing to ask", []),
+    ],
+)
+def test_sub_questions_are_found_in_what_is_written(text, expected):
+    assert sub_questions(text) == expected
+
+
+def test_a_sentence_that_is_cut_off_is_left_out():
+    assert whole_sentences("It rose 1.5 m. Then it fel") == "It rose 1.5 m."
+    assert whole_sentences("no end") == "" and whole_sentences("Yes!") == "Yes!"
+
+
+def test_answers_are_read_before_the_question(qwen, clip):
+    asked = []
+
+    def language_model(prompt):
+        asked.append(prompt)
+        return "What moves?\nWhat stays?\nWhat else?"
+
+    result = ask_decomposed(
+        clip, "What happens?", qwen, "dcode:50%", language_model=language_model, most=2, step_tokens=3, max_new_tokens=4
+    )
+    assert len(asked) == 1 and "What happens?" in asked[0]
+    assert [step.question for step in result.steps] == ["What moves?", "What stays?"]
+    for step in result.steps:
+        assert step.text == ask(clip, step.question, qwen, "dcode:50%", max_new_tokens=3).text
+        assert step.tokens.read == 8
+    known = " ".join(filter(None, (whole_sentences(step.text) for step in result.steps)))
+    assert result.answer.question == (f"{known}\nWhat happens?" if known else "What happens?")
+    assert result.text == ask(clip, result.answer.question, qwen, "dcode:50%", max_new_tokens=4).text
+
+
+def test_the_asked_model_writes_the_questions_itself(qwen, clip):
+    result = ask_decomposed(clip, "What happens?", qwen, step_tokens=1, max_new_tokens=1)
+    assert all(step.question.endswith("?") for step in result.steps)
+
+
+def test_what_is_wrong_is_one_sentence(qwen, clip):
+    for arguments, message in [
+        ({"question": " "}, "the question is empty"),
+        ({"most": 0}, "most is a number of sub-questions"),
+        ({"budget": 4}, "a budget of 4 needs a plan"),
+        ({"language_model": lambda prompt: ["What?"]}, "language_model returns the text that it writes, not list"),
+    ]:
+        with pytest.raises(FoveateError, match=message):
+            ask_decomposed(**{"clip": clip, "question": "What happens?", "model": qwen, **arguments})
