@@ -95,5 +95,5 @@ def number_before(frame: int) -> int | None:
 def _changes(frames: Tensor, others: list[int], before: list[int | None]) -> Tensor:
     """(m, N) places of the tokens of the frames `others`, by rising cosine to those of the frames before."""
     earlier = [before[frame] for frame in others]
-    cosine = F.cosine_similarity(frames[others], frames[earlier], dim=-1)  # ty: ignore[invalid-argument-type]
+    cosine = F.cosine_similarity(frames[others], frames[earlier], dim=-1)
     return cosine.argsort(dim=1, stable=True)
