@@ -295,9 +295,7 @@ def _turn(answer: Answer, call: ToolCall | None, problem: str | None) -> Turn:
     )
 
 
-def sources_of(
-    image: Any, frames: Sequence[Any] | None = None, timestamps: Sequence[float] | None = None
-) -> list[Any]:
+def sources_of(image: Any, frames: Sequence[Any] | None = None, timestamps: Sequence[float] | None = None) -> list[Any]:
     """Return what is asked about: images or a clip, or the frames of a clip."""
     if frames is None:
         if timestamps is not None:
