@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-
 SCRIPTS = sorted((Path(__file__).parents[2] / "benchmarks").glob("*.py"))
 assert SCRIPTS
 
