@@ -105,7 +105,7 @@ def test_python_m_foveate_and_one_version():
         (["bench", "encoder"], "Did you mean 'encoders'"),
         (
             ["train-method", "fastv"],
-            "nothing trains 'fastv'; possible are covipal, dpn, dymu, flash, focusui, ph-reg, relevance",
+            "nothing trains 'fastv'; possible are adaptvision, covipal, dpn, dymu, flash, focusui, ph-reg",
         ),
         (
             ["train-method", "covipal", "-o", "x", "--pressure", "1"],

@@ -47,7 +47,9 @@ def test_options_of_from_pretrained(folder):
 def test_quantised_weights_are_not_converted(folder, tmp_path):
     quanto = pytest.importorskip("optimum.quanto")
     for place, skipped in ((folder, [".*merger", "lm_head"]), (save_llava(tmp_path), None)):
-        pair = load(place, quantization_config=QuantoConfig(weights="int8", modules_to_not_convert=skipped))
+        # In bfloat16, torch 2.14's product with int8 weights crashes on CPUs with AVX512 at some sizes of small models.
+        options = QuantoConfig(weights="int8", modules_to_not_convert=skipped)
+        pair = load(place, dtype="float32", quantization_config=options)
         linear = [module for module in pair[0].modules() if isinstance(module, quanto.QLinear)]
         assert linear and all(isinstance(module.weight, quanto.QTensor) for module in linear)
         assert foveate.ask(noise(32, 32), "?", pair, max_new_tokens=2).tokens.generated >= 1

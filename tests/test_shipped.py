@@ -6,10 +6,12 @@ import pytest
 
 from foveate import FoveateError, shipped
 from foveate.images import open_image
+from foveate.training.avsr.recipe import read_recipe as read_avsr
 from foveate.training.next_scale import read_recipe as read_next_scale
 from foveate.training.recipe_file import read_recipe
 
 RECIPES = Path(__file__).parents[1] / "recipes"
+READERS = {"avsr": read_avsr}
 
 
 def test_every_example_is_an_image_with_questions():
@@ -21,7 +23,7 @@ def test_every_example_is_an_image_with_questions():
 
 def test_every_recipe_can_be_read_by_name():
     for path in filter(Path.is_file, RECIPES.rglob("*")):
-        reader = read_recipe if path.suffix == ".yaml" else read_next_scale
+        reader = READERS.get(path.stem, read_recipe if path.suffix == ".yaml" else read_next_scale)
         name = path.relative_to(RECIPES).with_suffix("").as_posix()
         assert reader(shipped.recipe(f"recipe:{name}", path.suffix)) == reader(path)
     assert shipped.recipe("recipe:connectors/tokenpacker").parent.name == "connectors"
@@ -33,7 +35,7 @@ def test_unknown_names(monkeypatch, tmp_path):
         FoveateError, match=r"no recipe 'recipe:tinny'; did you mean recipe:tiny\? possible are recipe:"
     ):
         shipped.recipe("recipe:tinny")
-    with pytest.raises(FoveateError, match="possible are recipe:next-scale"):
+    with pytest.raises(FoveateError, match="possible are recipe:avsr, recipe:next-scale"):
         shipped.recipe("recipe:tiny", ".json")
     with pytest.raises(FoveateError, match="did you mean recipe:connectors/tokenpacker"):
         shipped.recipe("recipe:connectors/tokenpaker")

@@ -44,6 +44,7 @@ LETTERS = {
     "needs-one-token-per-patch": "P",
     "needs-one-raster": "R",
     "needs-raster-features": "G",
+    "needs-plain-encoder": "E",
 }
 #: A reason without a letter.
 OTHER = "✕"

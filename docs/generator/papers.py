@@ -31,7 +31,7 @@ class Implemented:
         name: Its name in foveate.
         site: The site at which it acts.
         module: The module that implements it.
-        golden: Folder of golden values under `tests/golden/`; if empty, the tests of the module name them.
+        golden: Folder or file of golden values under `tests/golden/`; if empty, the tests of the module name them.
     """
 
     paper: str
@@ -42,6 +42,8 @@ class Implemented:
     golden: str = ""
 
 
+#: Golden values of a whole site, whose methods are verified by the rewards that train them.
+GOLDEN = {"acquisition": "acquisition.json"}
 #: Implementations that are neither methods of plans nor have a card.
 MODELS = (
     Implemented(
@@ -64,7 +66,10 @@ def pages(root: Path) -> dict[str, str]:
     """The page by its path under `docs/`."""
     listed = [
         *MODELS,
-        *(Implemented(one.paper, one.title, one.name, one.site, one.module) for one in [*gallery(), *cards()]),
+        *(
+            Implemented(one.paper, one.title, one.name, one.site, one.module, GOLDEN.get(one.site, ""))
+            for one in [*gallery(), *cards()]
+        ),
     ]
     papers: dict[str, list[Implemented]] = {}
     for one in listed:

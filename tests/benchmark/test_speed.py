@@ -169,7 +169,7 @@ def test_clips_are_measured_at_every_number_of_frames(monkeypatch: pytest.Monkey
             row = rows[f"clips, {frames} frames", f"{method}:50%"]
             assert (row["tokens_in"], row["tokens"], row["flops"]["formula"]) == (tokens, tokens // 2, None)
             assert row["control"] == "random:50%" and row["efficiency"] > 0
-    assert [line["plan"] for line in result["impossible"]] == ["downsample:50%"] * 2
+    assert not result["impossible"]
     clips = groups_of(replace(settings, methods=()), ("25%",))["50%"]
     assert "evs:50%" in clips and "divprune:50%" not in clips
     first, second = (torch.tensor(np.array(frame)) for frame in SHAPES["clips"].frames(2))

@@ -8,6 +8,7 @@ import asyncio
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -39,8 +40,8 @@ class _Watched(Sources):
         assert address.host == ALLOWED and address.port is None, url
         raise httpx.ConnectError("nothing is downloaded here")
 
-    def _file(self, url: str) -> Path:
-        path = super()._file(url)
+    def _file(self, url: str, *limits: Any) -> Path:
+        path = super()._file(url, *limits)
         assert path == path.resolve() and path.is_relative_to(ROOT.resolve()), url
         return path
 
@@ -82,13 +83,13 @@ def check(data: bytes) -> None:
     except FoveateError as error:
         is_sentence(error)
         return
-    assert len(request.conversation([None] * len(request.urls))) == len(request.messages)
+    assert len(request.conversation([None] * len(request.visuals))) == len(request.messages)
     try:
         plan_of(request.foveate, OWN)
     except FoveateError as error:
         is_sentence(error)
-    if request.urls:
-        asyncio.run(_open(request.urls[:4]))
+    if urls := [url for _, kind, url in request.visuals if kind == "image"]:
+        asyncio.run(_open(urls[:4]))
 
 
 async def _open(urls: list[str]) -> None:

@@ -37,7 +37,7 @@ def test_wrong_names_are_answered_with_close_ones():
     for line in ("from foveate.methods import DivPrun", "from foveate.methods import divprune"):
         with pytest.raises(ImportError, match="did you mean DivPrune"):
             exec(line)
-    with pytest.raises(ImportError, match="possible are CDPruner, "):
+    with pytest.raises(ImportError, match="possible are AdaptVision, CDPruner, "):
         exec("from foveate.methods import Xyzzyx")
     with pytest.raises(AttributeError, match="did you mean DivPrune"):
         foveate.methods.Divprune  # noqa: B018

@@ -27,7 +27,7 @@ def compress(specimen: Specimen, plan: str) -> Handle:
     try:
         return foveate.compress(specimen.model(), plan)
     except FoveateError as error:
-        if error.code in ("needs-cls", "needs-text-features", "needs-equal-regions"):
+        if error.code in ("needs-cls", "needs-text-features", "needs-equal-regions", "needs-plain-encoder"):
             pytest.skip(str(error))
         raise
 

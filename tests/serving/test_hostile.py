@@ -195,7 +195,7 @@ def test_any_json_is_a_request_or_one_sentence(document: dict[str, Any]) -> None
             request = protocol.parse(text)
         except FoveateError:
             continue
-        assert len(request.conversation([None] * len(request.urls))) == len(asked["messages"])
+        assert len(request.conversation([None] * len(request.visuals))) == len(asked["messages"])
 
 
 @settings(max_examples=300, deadline=None)

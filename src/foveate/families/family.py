@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from foveate.core.plan import Plan
 
 
+#: What methods may measure without the encoder.
+OUTSIDE_ENCODER = ("instruction", "text_feature", "first_layer_attention", "pixels")
+
+
 @dataclass(frozen=True)
 class ImageLayout:
     """Layout of the tokens of one image or clip, before pruning.
@@ -64,6 +68,8 @@ class Family(ABC):
     cls_tokens: ClassVar[tuple[bool, ...]] = (False,)
     #: Whether its models read clips.
     reads_clips: ClassVar[bool] = False
+    #: Whether values of the encoder's patches can be mapped to the tokens of the language model.
+    measures_encoder: ClassVar[bool] = True
     #: Encoder tokens per token of the language model, for towers with a merger of fixed size.
     merge: ClassVar[int] = 1
     #: Whether every patch becomes one token of the language model, which methods inside the encoder need.

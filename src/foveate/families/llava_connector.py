@@ -13,15 +13,19 @@ from foveate.core.errors import FoveateError, Refusal
 from foveate.core.grouping import indices_by_value
 from foveate.core.method import Site
 from foveate.core.tokens import EncoderSpec, Grid
-from foveate.families.family import ImageLayout, check_connector, grid_before, grid_crop, resize, spread_by
+from foveate.families.family import (
+    OUTSIDE_ENCODER,
+    ImageLayout,
+    check_connector,
+    grid_before,
+    grid_crop,
+    resize,
+    spread_by,
+)
 from foveate.families.llava import Llava
 
 if TYPE_CHECKING:
     from foveate.core.plan import Plan
-
-
-#: What methods may measure without the encoder.
-OUTSIDE_ENCODER = ("instruction", "text_feature", "first_layer_attention", "pixels")
 
 
 class LlavaConnector(Llava):

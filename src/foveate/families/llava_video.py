@@ -28,6 +28,7 @@ class LlavaVideo(Family):
     title: ClassVar[str] = "foveate LLaVA for clips"
     model_types: ClassVar[tuple[str, ...]] = ("foveate_llava_video",)
     cls_tokens: ClassVar[tuple[bool, ...]] = (False,)
+    measures_encoder: ClassVar[bool] = False
 
     def blocks(self, core: Any) -> list[nn.Module]:
         """None: the encoder is not measured."""

@@ -8,6 +8,7 @@ from foveate.core.method import Site
 from foveate.core.plan import Plan
 from foveate.core.tokens import EncoderSpec, Need
 from foveate.families import Family
+from foveate.families.family import OUTSIDE_ENCODER
 from foveate.runtime.probe import OF_ATTENTION, OF_OUTPUT
 
 #: Kinds of needs that come from the prompt.
@@ -220,6 +221,12 @@ def missing_need(name: str, need: Need, family: Family, tower: EncoderSpec) -> R
 
     What the caller has to pass, such as `text_features`, is not checked.
     """
+    if not family.measures_encoder and need.kind not in OUTSIDE_ENCODER:
+        return Refusal(
+            "needs-plain-encoder",
+            f"{name} measures the encoder ({need.kind}), and {family.title} merges its patches over space and time",
+            "choose a method that reads only the tokens after the connector, such as divprune",
+        )
     if need.kind.startswith("cls") and not tower.has_cls and not is_substituted(need, tower):
         return Refusal(
             "needs-cls", f"{name} needs the encoder's [CLS] token ({need.kind}), and {family.title} has none"

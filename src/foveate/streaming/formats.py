@@ -197,6 +197,7 @@ _REASONS = {
     "glm-4v": "its processor writes clips with the placeholders of images, which no stream follows yet",
     "internvl": "its processor writes frames of clips as numbered images, which no stream follows yet",
     "kimi-k2.5": "its encoder joins the frames of a chunk, and transformers refuses chunks of several frames",
+    "foveate-llava-video": "its connectors merge the patches of many frames, which a stream does not have at once",
     "minicpm-v-4.6": "its processor writes frames of clips as images with slices, which no stream follows yet",
     "qwen3.5": "most of its layers are linear attention, whose state mixes all frames, so that none can be evicted",
 }
