@@ -15,7 +15,7 @@ from foveate.core.errors import FoveateError
 from foveate.core.plan import Plan
 from foveate.core.tokens import Grid
 from foveate.cost import flops
-from foveate.cost.counted import CountedConnector, CountedEncoder
+from foveate.cost.counted import CountedConnector, CountedEncoder, count, empty
 from foveate.models.connectors import all_connectors
 from foveate.models.encoders import all_encoders
 from foveate.models.llava.layouts import LlavaUHDLayout
@@ -52,6 +52,13 @@ def computed(model: Any, inputs: Any, plan: str | None = None, attention: Any = 
     assert processed.tokens == inputs["input_ids"].shape[1] - text
     run = cost_of.follow(None if plan is None else Plan.of(plan), shape, processed)
     return cost_of.cost(shape, run, text, cost_of.Convention(attention))
+
+
+def test_tensors_with_data_are_computed_with():
+    results: list[torch.Tensor] = []
+    count(lambda: results.extend([torch.arange(4.0) * 2 + 1, torch.arange(4.0) + empty(3, 4)]))
+    assert results[0].tolist() == [1, 3, 5, 7]
+    assert results[1].is_meta and results[1].shape == (3, 4)
 
 
 @pytest.mark.parametrize("name", all_connectors())

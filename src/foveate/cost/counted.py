@@ -134,14 +134,20 @@ _BROADCAST = {
 
 
 class _ShapesAlone(TorchFunctionMode):
-    """Functions that cost nothing return tensors of their shape at once: torch would look for kernels in Python."""
+    """Functions that cost nothing return tensors of their shape at once: torch would look for kernels in Python.
+
+    Tensors with data, such as positions that a module computes for itself, are computed with.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        tensors = [value for value in args if isinstance(value, Tensor)]
+        if not any(tensor.is_meta for tensor in tensors):
+            return func(*args, **(kwargs or {}))
         if func in _SAME_SHAPE:
             return args[0].new_empty(args[0].shape)
         if func in _BROADCAST:
-            tensors = [value for value in args if isinstance(value, Tensor)]
-            return tensors[0].new_empty(torch.broadcast_shapes(*(tensor.shape for tensor in tensors)))
+            shape = torch.broadcast_shapes(*(tensor.shape for tensor in tensors))
+            return torch.empty(shape, dtype=tensors[0].dtype, device="meta")
         if func is F.linear:  # a bias costs nothing
             return func(args[0], args[1])
         return func(*args, **(kwargs or {}))
