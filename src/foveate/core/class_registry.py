@@ -5,14 +5,19 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from foveate.core.errors import FoveateError
 
 C = TypeVar("C", bound=type)
+
+#: Names of registered classes, as configurations write them.
+NAME = re.compile(r"[a-z][a-z0-9_-]*")
 
 
 class ClassRegistry(Generic[C]):
@@ -74,6 +79,40 @@ class ClassRegistry(Generic[C]):
         del self.added[name]
 
 
+class NamedClasses(ClassRegistry[C]):
+    """Classes that state their `name` and `title`: those of the modules of a package, and those that are registered.
+
+    Args:
+        kind: See `ClassRegistry`.
+        package: Package whose modules define those of this library; `base` is imported from it.
+        base: The class that they derive from.
+    """
+
+    def __init__(self, kind: str, package: str, base: type) -> None:
+        super().__init__(kind, cache(self._of_modules), _name_of)
+        self.package = package
+        self.base = base
+
+    def add(self, cls: C) -> None:
+        """See `ClassRegistry.add`.
+
+        Raises:
+            FoveateError: It does not derive from the base class, lacks a part, or its name is taken.
+        """
+        check_subclass(self.kind, cls, self.base, self.package)
+        name = getattr(cls, "name", None)
+        if not isinstance(name, str) or not NAME.fullmatch(name) or not isinstance(getattr(cls, "title", None), str):
+            raise FoveateError(
+                f"{cls.__qualname__} needs a title, and a name of lower-case letters, digits, - and _, not {name!r}."
+            )
+        super().add(cls)
+
+    def _of_modules(self) -> Mapping[str, C]:
+        path = importlib.import_module(self.package).__path__
+        classes = (cls for cls in subclasses_in(self.package, path, self.base) if "name" in vars(cls))
+        return by_name(self.kind, classes, _name_of)
+
+
 def check_subclass(kind: str, cls: Any, base: type, package: str) -> None:
     """Check a class that is going to be registered.
 
@@ -121,6 +160,10 @@ def by_name(kind: str, classes: Iterable[Any], name_of: Callable[[Any], str]) ->
         if named.setdefault(name_of(cls), cls) is not cls:
             raise TypeError(f"two {kind}s are called {name_of(cls)!r}: {named[name_of(cls)]} and {cls}")
     return dict(sorted(named.items()))
+
+
+def _name_of(cls: Any) -> str:
+    return cls.name
 
 
 def _same(first: type, second: type) -> bool:

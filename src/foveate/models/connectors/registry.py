@@ -7,21 +7,19 @@ module that is imported before a model is built; `foveate --import` and `FOVEATE
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import re
 from collections.abc import Mapping
-from functools import cache
 from typing import Any, TypeVar
 
-from foveate.core.class_registry import ClassRegistry, by_name, check_subclass, subclasses_in
+from foveate.core.class_registry import NamedClasses
 from foveate.core.errors import FoveateError
 from foveate.core.registry import import_named
 from foveate.models.connectors.connector import Connector
 
 PACKAGE = "foveate.models.connectors"
 
-_NAME = re.compile(r"[a-z][a-z0-9_-]*")
 C = TypeVar("C", bound=type[Connector])
+
+_connectors: NamedClasses[type[Connector]] = NamedClasses("connector", PACKAGE, Connector)
 
 
 def all_connectors() -> dict[str, type[Connector]]:
@@ -46,12 +44,6 @@ def register_connector(cls: C) -> C:
     Raises:
         FoveateError: It is no connector, lacks a part, or its name is taken.
     """
-    check_subclass("connector", cls, Connector, PACKAGE)
-    name = getattr(cls, "name", None)
-    if not isinstance(name, str) or not _NAME.fullmatch(name) or not isinstance(getattr(cls, "title", None), str):
-        raise FoveateError(
-            f"{cls.__qualname__} needs a title, and a name of lower-case letters, digits, - and _, not {name!r}."
-        )
     _connectors.add(cls)
     return cls
 
@@ -134,17 +126,3 @@ def check_same_connector(config: Any, processor: Any) -> None:
     )
     if ours != theirs:
         raise FoveateError(f"the processor counts the tokens of a connector with {theirs}, and the model has {ours}.")
-
-
-@cache
-def _built_in() -> dict[str, type[Connector]]:
-    path = importlib.import_module(PACKAGE).__path__
-    classes = (cls for cls in subclasses_in(PACKAGE, path, Connector) if "name" in vars(cls))
-    return by_name("connector", classes, _name_of)
-
-
-def _name_of(cls: Any) -> str:
-    return cls.name
-
-
-_connectors: ClassRegistry[type[Connector]] = ClassRegistry("connector", _built_in, _name_of)

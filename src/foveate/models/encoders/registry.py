@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import re
 from functools import cache
 from typing import Any, TypeVar
 
 from transformers import AutoConfig, AutoModel
 
-from foveate.core.class_registry import ClassRegistry, by_name, check_subclass, subclasses_in
+from foveate.core.class_registry import NAME, ClassRegistry, by_name, check_subclass, subclasses_in
 from foveate.core.errors import FoveateError
 from foveate.core.registry import import_named
 from foveate.models.encoders.configuration import EncoderConfig
@@ -23,7 +22,6 @@ from foveate.models.encoders.encoder import Encoder
 
 PACKAGE = "foveate.models.encoders"
 
-_NAME = re.compile(r"[a-z][a-z0-9_-]*")
 E = TypeVar("E", bound=type[Encoder])
 
 
@@ -54,7 +52,7 @@ def register_encoder(cls: E) -> E:
     if not isinstance(config_class, type) or not issubclass(config_class, EncoderConfig):
         raise FoveateError(f"{cls.__qualname__} needs a config_class that derives from EncoderConfig.")
     name = config_class.model_type
-    if not _NAME.fullmatch(name) or not isinstance(getattr(cls, "title", None), str):
+    if not NAME.fullmatch(name) or not isinstance(getattr(cls, "title", None), str):
         raise FoveateError(
             f"{cls.__qualname__} needs a title, and a model_type of lower-case letters, digits, - and _, not {name!r}."
         )

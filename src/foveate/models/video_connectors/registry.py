@@ -7,21 +7,18 @@ The connectors of this library are the modules of this package. Other packages a
 
 from __future__ import annotations
 
-import importlib
-import re
 from collections.abc import Mapping
-from functools import cache
 from typing import Any, TypeVar
 
-from foveate.core.class_registry import ClassRegistry, by_name, check_subclass, subclasses_in
-from foveate.core.errors import FoveateError
+from foveate.core.class_registry import NamedClasses
 from foveate.core.registry import import_named
 from foveate.models.video_connectors.connector import VideoConnector
 
 PACKAGE = "foveate.models.video_connectors"
 
-_NAME = re.compile(r"[a-z][a-z0-9_-]*")
 C = TypeVar("C", bound=type[VideoConnector])
+
+_connectors: NamedClasses[type[VideoConnector]] = NamedClasses("video connector", PACKAGE, VideoConnector)
 
 
 def all_video_connectors() -> dict[str, type[VideoConnector]]:
@@ -46,12 +43,6 @@ def register_video_connector(cls: C) -> C:
     Raises:
         FoveateError: It is no video connector, lacks a part, or its name is taken.
     """
-    check_subclass("video connector", cls, VideoConnector, PACKAGE)
-    name = getattr(cls, "name", None)
-    if not isinstance(name, str) or not _NAME.fullmatch(name) or not isinstance(getattr(cls, "title", None), str):
-        raise FoveateError(
-            f"{cls.__qualname__} needs a title, and a name of lower-case letters, digits, - and _, not {name!r}."
-        )
     _connectors.add(cls)
     return cls
 
@@ -83,17 +74,3 @@ def video_connector_of_sizes(connector_type: str, options: Mapping[str, Any] | N
         FoveateError: As `build_video_connector` raises it.
     """
     return video_connector_named(connector_type).without_weights(**dict(options or {}))
-
-
-@cache
-def _built_in() -> dict[str, type[VideoConnector]]:
-    path = importlib.import_module(PACKAGE).__path__
-    classes = (cls for cls in subclasses_in(PACKAGE, path, VideoConnector) if "name" in vars(cls))
-    return by_name("video connector", classes, _name_of)
-
-
-def _name_of(cls: Any) -> str:
-    return cls.name
-
-
-_connectors: ClassRegistry[type[VideoConnector]] = ClassRegistry("video connector", _built_in, _name_of)
