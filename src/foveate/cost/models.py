@@ -24,7 +24,8 @@ _VICUNA_7B = {
 }
 _VICUNA_13B = {**_VICUNA_7B, "hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40,
                "num_attention_heads": 40}  # fmt: skip
-_QWEN2_7B = {
+#: Sizes of Qwen2-7B, which Qwen2.5-7B has too.
+QWEN2_7B: dict[str, Any] = {
     "hidden_size": 3584,
     "intermediate_size": 18944,
     "num_hidden_layers": 28,
@@ -131,7 +132,7 @@ def _llava_onevision() -> Any:
               "vision_use_head": False}  # fmt: skip
     return LlavaOnevisionConfig(
         vision_config=vision,
-        text_config={**_QWEN2_7B, "model_type": "qwen2", "vocab_size": 152000},
+        text_config={**QWEN2_7B, "model_type": "qwen2", "vocab_size": 152000},
         image_grid_pinpoints=_TILES_384,
         vision_aspect_ratio="anyres_max_9",
     )
@@ -141,7 +142,7 @@ def _qwen2_vl() -> Any:
     from transformers import Qwen2VLConfig
 
     vision = {"depth": 32, "embed_dim": 1280, "hidden_size": 3584, "num_heads": 16, "mlp_ratio": 4, "patch_size": 14}
-    return Qwen2VLConfig(vision_config=vision, text_config=_QWEN2_7B)
+    return Qwen2VLConfig(vision_config=vision, text_config=QWEN2_7B)
 
 
 def _qwen25_vl(text: dict[str, Any]) -> Any:
@@ -166,14 +167,14 @@ def _internvl3() -> Any:
 
     vision = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
               "image_size": [448, 448], "patch_size": [14, 14]}  # fmt: skip
-    return InternVLConfig(vision_config=vision, text_config={**_QWEN2_7B, "model_type": "qwen2", "vocab_size": 151674})
+    return InternVLConfig(vision_config=vision, text_config={**QWEN2_7B, "model_type": "qwen2", "vocab_size": 151674})
 
 
 def _llava_uhd_v3() -> Any:
     from foveate.models.llava_uhd import LlavaUHDConfig
     from foveate.models.vit_uhd import ViTUHDConfig
 
-    return LlavaUHDConfig(vision_config=ViTUHDConfig(), text_config=_QWEN2_7B)
+    return LlavaUHDConfig(vision_config=ViTUHDConfig(), text_config=QWEN2_7B)
 
 
 def _llava_uhd_v4() -> Any:
@@ -191,7 +192,7 @@ RELEASED: dict[str, Callable[[], Any]] = {
     "llava-onevision-7b": _llava_onevision,
     "qwen2-vl-7b": _qwen2_vl,
     "qwen2.5-vl-3b": lambda: _qwen25_vl(_QWEN25_3B),
-    "qwen2.5-vl-7b": lambda: _qwen25_vl(_QWEN2_7B),
+    "qwen2.5-vl-7b": lambda: _qwen25_vl(QWEN2_7B),
     "qwen3-vl-8b": _qwen3_vl,
     "internvl3-8b": _internvl3,
     "llava-uhd-v3": _llava_uhd_v3,

@@ -8,6 +8,7 @@ from typing import Any
 from foveate.cost.claim import TEXT, Claim, spanned
 from foveate.cost.clips import clip_cost, clip_tokens
 from foveate.cost.cost import Convention
+from foveate.cost.models import QWEN2_7B
 from foveate.models.video_connectors import video_connector_of_sizes
 
 #: SigLIP-so400m/14 at 384 pixels, 27 x 27 patches.
@@ -36,16 +37,8 @@ CONVNEXT_L: dict[str, Any] = {
     "depths": [3, 3, 27, 3],
     "hidden_sizes": [192, 384, 768, 1536],
 }
-#: Qwen2-7B.
-QWEN2_7B: dict[str, Any] = {
-    "model_type": "qwen2",
-    "hidden_size": 3584,
-    "intermediate_size": 18944,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 28,
-    "num_key_value_heads": 4,
-    "vocab_size": 152064,
-}
+#: Qwen2-7B as the configuration of a language model.
+QWEN2: dict[str, Any] = {**QWEN2_7B, "model_type": "qwen2"}
 #: InternLM2-7B, the language model of InternVL2-8B; its layers are those of Llama.
 INTERNLM2_7B: dict[str, Any] = {
     "model_type": "llama",
@@ -83,14 +76,14 @@ def llava_video(connector: str, vision: dict[str, Any], text: dict[str, Any], **
 
 def slow_fast(frames: int) -> Any:
     """Slow-Fast of Qwen2-7B with 16 frames of fast tokens."""
-    return llava_video("slow_fast", CONVNEXT_L, QWEN2_7B, temporal_stride=frames // 16)
+    return llava_video("slow_fast", CONVNEXT_L, QWEN2, temporal_stride=frames // 16)
 
 
 def _slow_fast() -> Iterator[Claim]:
     alone = Convention(encoder=False, connector=False)
 
     def more(text: int) -> float:
-        plain = llava_video("average", CONVNEXT_L, QWEN2_7B)
+        plain = llava_video("average", CONVNEXT_L, QWEN2)
         before = clip_cost(plain, 16, 576, 576, text, alone).total
         return 100 * (clip_cost(slow_fast(128), 128, 576, 576, text, alone).total / before - 1)
 
@@ -125,4 +118,4 @@ def _vqtoken() -> Iterator[Claim]:
 
 def hicom() -> Any:
     """HICom of Qwen2.5-7B, whose sizes are those of Qwen2-7B."""
-    return llava_video("hicom", SO400M, QWEN2_7B)
+    return llava_video("hicom", SO400M, QWEN2)

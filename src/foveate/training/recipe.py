@@ -138,21 +138,11 @@ class Rendered:
 
     def check(self, where: str) -> None:
         """Raise FoveateError for weights that are not positive and for invalid ranges."""
-        for task, weight in self.tasks.items():
-            if not weight > 0:
-                raise FoveateError(f"{where}.tasks.{task}: the weight {weight} is not positive; leave the task out.")
-        for name in ("difficulty", "final_difficulty"):
-            least, greatest = getattr(self, name) or (0.0, 1.0)
-            if not 0 <= least <= greatest <= 1:
-                raise FoveateError(f"{where}.{name}: [{least}, {greatest}] is not a range between 0 and 1.")
-        if not 0 < self.growth <= 1:
-            raise FoveateError(f"{where}.growth: {self.growth} is not a fraction between 0 and 1.")
+        _check_rendered(self, where)
         if not 4 <= self.caps[0] <= self.caps[1]:
             raise FoveateError(f"{where}.caps: {list(self.caps)} is not a range of pixels from 4 on.")
         if self.least is not None and not self.least >= 4:
             raise FoveateError(f"{where}.least: {self.least} is not a height of at least 4 pixels.")
-        if self.questions < 1:
-            raise FoveateError(f"{where}.questions: {self.questions} must be at least 1.")
 
 
 @dataclass(frozen=True)
@@ -185,13 +175,7 @@ class Clips:
         """Raise FoveateError for weights that are not positive and for invalid ranges."""
         from foveate.synthetic.clips.rendering import LONGEST, MOST_FRAMES, SHORTEST
 
-        for task, weight in self.tasks.items():
-            if not weight > 0:
-                raise FoveateError(f"{where}.tasks.{task}: the weight {weight} is not positive; leave the task out.")
-        for name in ("difficulty", "final_difficulty"):
-            least, greatest = getattr(self, name) or (0.0, 1.0)
-            if not 0 <= least <= greatest <= 1:
-                raise FoveateError(f"{where}.{name}: [{least}, {greatest}] is not a range between 0 and 1.")
+        _check_rendered(self, where)
         if not self.fps or min(self.fps) < 1:
             raise FoveateError(f"{where}.fps: {self.fps} are not frame rates of at least 1 per second.")
         for name in ("seconds", "final_seconds"):
@@ -201,10 +185,21 @@ class Clips:
                     f"{where}.{name}: [{least}, {greatest}] is not a range from {SHORTEST:g} to {LONGEST:g} seconds, "
                     f"with at most {MOST_FRAMES} frames."
                 )
-        if not 0 < self.growth <= 1:
-            raise FoveateError(f"{where}.growth: {self.growth} is not a fraction between 0 and 1.")
-        if self.questions < 1:
-            raise FoveateError(f"{where}.questions: {self.questions} must be at least 1.")
+
+
+def _check_rendered(data: Rendered | Clips, where: str) -> None:
+    """Raise FoveateError for what rendered images and clips share: weights, difficulties, growth and questions."""
+    for task, weight in data.tasks.items():
+        if not weight > 0:
+            raise FoveateError(f"{where}.tasks.{task}: the weight {weight} is not positive; leave the task out.")
+    for name in ("difficulty", "final_difficulty"):
+        least, greatest = getattr(data, name) or (0.0, 1.0)
+        if not 0 <= least <= greatest <= 1:
+            raise FoveateError(f"{where}.{name}: [{least}, {greatest}] is not a range between 0 and 1.")
+    if not 0 < data.growth <= 1:
+        raise FoveateError(f"{where}.growth: {data.growth} is not a fraction between 0 and 1.")
+    if data.questions < 1:
+        raise FoveateError(f"{where}.questions: {data.questions} must be at least 1.")
 
 
 @dataclass(frozen=True)
