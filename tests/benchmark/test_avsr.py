@@ -19,7 +19,7 @@ from foveate.training.avsr.text import PROMPT, build_tokenizer, text_batch, tran
 from foveate.training.callbacks import StopRequest
 from foveate.training.run_directory import quiet
 
-with_espeak = pytest.mark.skipif(espeak_worker.library() is None, reason="espeak-ng is not installed")
+with_espeak = pytest.mark.skipif(espeak_worker.library()[0] is None, reason="espeak-ng is not installed")
 RECIPE = AVSRRecipe(
     utterances=6, noise="white", width=32, encoder_layers=1, text_layers=1, encoder_steps=2, encoder_batch_size=2,
     text_steps=4, text_batch_size=4, steps=2, batch_size=4,

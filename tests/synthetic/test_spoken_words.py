@@ -11,7 +11,7 @@ from foveate.synthetic.espeak import SAMPLING_RATE, Request, resample, speak
 from foveate.synthetic.lips import VISEMES, shapes, viseme
 from foveate.synthetic.spoken_words import PHONEMES, VOICES, utterance
 
-with_espeak = pytest.mark.skipif(espeak_worker.library() is None, reason="espeak-ng is not installed")
+with_espeak = pytest.mark.skipif(espeak_worker.library()[0] is None, reason="espeak-ng is not installed")
 
 
 @with_espeak
@@ -84,10 +84,11 @@ def test_resampling_keeps_a_tone():
 def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     text = Path(espeak_worker.__file__).read_text(encoding="utf-8")
     names = text.index("NAMES = "), text.index("\n", text.index("NAMES = "))
+    text = text[: names[0]] + 'NAMES = ("no-such-library",)' + text[names[1] :]
     other = tmp_path / "worker.py"
-    other.write_text(text[: names[0]] + 'NAMES = ("no-such-library",)' + text[names[1] :], encoding="utf-8")
+    other.write_text(text.replace("import espeakng_loader", "import no_such_package"), encoding="utf-8")
     monkeypatch.setattr(espeak.espeak_worker, "__file__", str(other))
-    with pytest.raises(FoveateError, match="apt-get install espeak-ng"):
+    with pytest.raises(FoveateError, match=r"foveate\[speech\]"):
         speak([Request("one", "en-us")])
 
 

@@ -42,7 +42,7 @@ class Speech:
 
     Args:
         sound: `(n,)` float32 in [-1, 1], `SAMPLING_RATE` samples a second.
-        phonemes: Start in seconds and name of each phoneme, as espeak-ng writes them; silence is `"_"`.
+        phonemes: Start in seconds and name of each phoneme, as espeak-ng writes them without stress; silence is `"_"`.
     """
 
     sound: np.ndarray
@@ -68,8 +68,8 @@ def speak(requests: Sequence[Request]) -> list[Speech]:
     )
     if finished.returncode == espeak_worker._NO_LIBRARY:
         raise FoveateError(
-            "spoken words are synthesized by espeak-ng, which is not installed; install it, on Debian and Ubuntu with "
-            "`apt-get install espeak-ng`, on macOS with `brew install espeak-ng`."
+            "spoken words are synthesized by espeak-ng, which is not installed: `pip install 'foveate[speech]'`, or "
+            "`apt-get install espeak-ng` on Debian and Ubuntu, `brew install espeak-ng` on macOS."
         )
     error = finished.stderr.decode(errors="replace").strip()
     if finished.returncode == espeak_worker._NO_VOICE:
@@ -86,7 +86,9 @@ def speak(requests: Sequence[Request]) -> list[Speech]:
         (size,) = unpack_from("<i", data, place)
         listed = json.loads(data[place + 4 : place + 4 + size])
         place += 4 + size
-        spoken.append(Speech(resample(samples, rate), tuple((start / rate, name) for start, name in listed)))
+        # Versions from 1.52 on write the stress in front of a phoneme.
+        phonemes = tuple((start / rate, name.lstrip("',")) for start, name in listed)
+        spoken.append(Speech(resample(samples, rate), phonemes))
     return spoken
 
 

@@ -40,15 +40,24 @@ class _Event(ctypes.Structure):
     )
 
 
-def library() -> Any:
-    """The library of espeak-ng; None where it is not installed."""
+def library() -> tuple[Any, bytes | None]:
+    """The library of espeak-ng, None where it is not installed, and the folder of its voices, None for its own.
+
+    That of the package espeakng-loader comes first: one version says the same on every machine.
+    """
+    try:
+        import espeakng_loader
+
+        return ctypes.CDLL(espeakng_loader.get_library_path()), espeakng_loader.get_data_path().encode()
+    except (ImportError, OSError, RuntimeError):
+        pass
     for name in (ctypes.util.find_library(NAMES[0]), *NAMES[1:]):
         try:
             if name:
-                return ctypes.CDLL(name)
+                return ctypes.CDLL(name), None
         except OSError:
             continue
-    return None
+    return None, None
 
 
 def main() -> int:
@@ -57,10 +66,10 @@ def main() -> int:
     Writes the sampling rate once, and for each request the number of samples, the samples as int16, the number of bytes
     of a JSON list of `[first sample, phoneme]`, and that list.
     """
-    lib = library()
+    lib, voices = library()
     if lib is None:
         return _NO_LIBRARY
-    rate = lib.espeak_Initialize(_SYNCHRONOUS, 0, None, _PHONEME_EVENTS | _DONT_EXIT)
+    rate = lib.espeak_Initialize(_SYNCHRONOUS, 0, voices, _PHONEME_EVENTS | _DONT_EXIT)
     if rate <= 0:
         return _NO_LIBRARY
     samples, phonemes = bytearray(), []
