@@ -28,8 +28,10 @@ REFERENCE_SIZE = 64  # advances are measured once at this size and scaled
 _NOT_TEXT = re.compile(
     r"(^cm[a-z]+\d)|symbol|dingbat|emoji|ornament|braille|lastresort|siz(one|two|three|four|five)|nonuni"
     r"|mathematics|music|chancery|initials|outline|shadow|icons|keyboard|d050000l|z003|tex gyre"
-    # Capitals among the small letters: what is drawn is not what was meant.
-    r"|unifur|humor",
+    # Capitals among the small letters or in their place: what is drawn is not what was meant.
+    r"|unifur|humor|small ?caps|titling"
+    # Handwriting, keys, and faces for phonetic alphabets.
+    r"|romande adf script|keyfont|phon.ti",
     re.IGNORECASE,
 )
 # Strokes of well under a pixel at the sizes drawn here.
