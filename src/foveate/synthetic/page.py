@@ -93,6 +93,7 @@ class Page:
         self.contrast = contrast  # difference of luminance of paper and ink, 0 to 255
         self.draw = ImageDraw.Draw(image)
         self.characters: list[Character] = []
+        self.runs: list[str] = []  # texts, in the order in which they were drawn
         self.things: list[Character] = []  # shapes, named by their kinds
         self.boxes: list[Box] = []  # ink of each character, in the same order
 
@@ -101,6 +102,7 @@ class Page:
 
         Raises DoesNotFit when ink would leave the image.
         """
+        self.runs.append(text)
         y = round(baseline)
         width, height = self.image.size
         pens = face.pens(text, spacing)

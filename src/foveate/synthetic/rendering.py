@@ -198,6 +198,7 @@ def render(
                 contrast=page.contrast,
             )
             meta = {"split": split, "seed": seed, "difficulty": difficulty, "attempt": attempt, **drawn.meta}
-            return Sample(image, drawn.question, drawn.answer, task, characters, meta, list(drawn.more), page.things)
+            more = list(drawn.more)
+            return Sample(image, drawn.question, drawn.answer, task, characters, meta, more, page.things, page.runs)
     tried = " or ".join(f"{width} x {height}" for width, height in sizes)
     raise RuntimeError(f"{task} could not be laid out in {tried} pixels (seed {seed}, split {split})")

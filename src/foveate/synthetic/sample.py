@@ -37,6 +37,7 @@ class Sample:
         things: shapes that were drawn, each with its kind in place of a character.
         more: further questions about the same picture with their answers, none of which gives away `answer`;
             encoding a picture costs more than asking again.
+        runs: the texts drawn on the page, in drawing order.
     """
 
     image: Image.Image
@@ -47,3 +48,4 @@ class Sample:
     meta: dict[str, Any] = field(default_factory=dict)
     more: list[tuple[str, str]] = field(default_factory=list)
     things: list[Character] = field(default_factory=list)
+    runs: list[str] = field(default_factory=list)

@@ -76,11 +76,12 @@ _ATTEMPTS = 8
 
 
 class Limits(NamedTuple):
-    """Limits of every rendered image: `caps`, `least` and `questions` of `Rendered`."""
+    """What holds for every rendered image: `caps`, `least`, `questions` and `read_on` of `Rendered`."""
 
     caps: tuple[float, float]
     least: float | None
     questions: int
+    read_on: float = 0.0
 
 
 class RenderedSource:
@@ -102,7 +103,7 @@ class RenderedSource:
 
         self._settings = settings
         self._unit = unit
-        self._limits = Limits(settings.caps, settings.least, settings.questions)
+        self._limits = Limits(settings.caps, settings.least, settings.questions, settings.read_on)
         known = {TEXT_PAGE: _SMALLEST_TEXT_PAGE} | {task: smallest_size(task, settings.least) for task in TASKS}
         unknown = sorted(set(settings.tasks) - set(known))
         if unknown:
@@ -185,7 +186,14 @@ def _render(
     tasks: Sequence[str | None], seed: int, size: tuple[int, int], difficulty: float, limits: Limits
 ) -> Example:
     """Render an example of the first of `tasks` that finds a layout for the size."""
+    from foveate.synthetic.continuation import read_on
+
     sample = _attempt(tasks, seed, size, difficulty, limits)
+    if limits.read_on:
+        rng = random.Random(seed)
+        further = read_on(rng, "train", sample.runs, sample.characters) if rng.random() < limits.read_on else None
+        if further is not None:
+            sample.more.append(further)
     return Example.of_question(
         sample.image,
         sample.question,

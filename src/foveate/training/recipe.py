@@ -124,6 +124,8 @@ class Rendered:
         caps: Smallest and largest height of capitals in pixels on text pages.
         least: Smallest height of capitals in pixels elsewhere; default: by difficulty.
         questions: Largest number of questions about one image.
+        read_on: Share of the images with a further question: what is written after a word
+            (`foveate.synthetic.continuation`).
     """
 
     tasks: dict[str, float] = field(default_factory=dict)
@@ -135,10 +137,13 @@ class Rendered:
     caps: tuple[float, float] = (7.0, 28.0)
     least: float | None = None
     questions: int = 3
+    read_on: float = 0.0
 
     def check(self, where: str) -> None:
         """Raise FoveateError for weights that are not positive and for invalid ranges."""
         _check_rendered(self, where)
+        if not 0 <= self.read_on <= 1:
+            raise FoveateError(f"{where}.read_on: {self.read_on} is not a share from 0 to 1.")
         if not 4 <= self.caps[0] <= self.caps[1]:
             raise FoveateError(f"{where}.caps: {list(self.caps)} is not a range of pixels from 4 on.")
         if self.least is not None and not self.least >= 4:
