@@ -76,6 +76,21 @@ class ModelAccess:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EarlierLayers:
+    """How many tokens of an image there were before, for methods whose layers share a budget.
+
+    Args:
+        made: Tokens that the encoder made.
+        read: Tokens that each layer before the one about to run read.
+        acted: Layers among these before which the same step acted.
+    """
+
+    made: int
+    read: tuple[int, ...]
+    acted: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class LayerTokens:
     """The visual tokens of one image, as input of a decoder layer.
 
@@ -89,6 +104,7 @@ class LayerTokens:
         prompt: The sequence around the image.
         encoder: What is known of the image from its encoder.
         model: What the method may ask of the language model.
+        earlier: How many tokens earlier layers read.
     """
 
     features: Tensor
@@ -100,6 +116,7 @@ class LayerTokens:
     prompt: PromptStates
     encoder: EncoderResults
     model: ModelAccess
+    earlier: EarlierLayers
 
     def __len__(self) -> int:
         return len(self.features)

@@ -28,6 +28,7 @@ from foveate.core.in_attention import AttentionMethod
 from foveate.core.in_decoder import (
     AttentionSource,
     DecoderMethod,
+    EarlierLayers,
     EncoderResults,
     LayerTokens,
     ModelAccess,
@@ -324,6 +325,7 @@ class DecoderHooks:
                 layout=image.crops,
             ),
             model=ModelAccess(ask=partial(get_attention, sample_positions), norm=self.text.norm, neurons=neurons),
+            earlier=self._earlier(number, image, state),
         )
         start = time.perf_counter()
         selection = state.decisions.get((image.number, number))
@@ -336,6 +338,17 @@ class DecoderHooks:
         )
         state.reports.setdefault(image.number, []).append(report)
         return selection
+
+    def _earlier(self, number: int, image: ImageSpan, state: LLMForwardState) -> EarlierLayers:
+        """How many tokens of an image there were before layer `number`."""
+        read = []
+        for layer in range(number):
+            spans = self.calls.sequence_of(layer, state).images
+            read.append(
+                next(len(span.places) for span in spans if (span.number, span.row) == (image.number, image.row))
+            )
+        acted = tuple(layer for layer, step in self.steps.items() if layer < number and step is self.steps[number])
+        return EarlierLayers(made=image.layout.count, read=tuple(read), acted=acted)
 
     def _activations(
         self, number: int, image: ImageSpan, state: LLMForwardState, sample: Tensor | None

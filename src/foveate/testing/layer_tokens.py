@@ -8,7 +8,14 @@ from typing import Any
 import torch
 
 from foveate.core.attention import Attention
-from foveate.core.in_decoder import AttentionSource, EncoderResults, LayerTokens, ModelAccess, PromptStates
+from foveate.core.in_decoder import (
+    AttentionSource,
+    EarlierLayers,
+    EncoderResults,
+    LayerTokens,
+    ModelAccess,
+    PromptStates,
+)
 from foveate.core.tokens import EncoderSpec
 
 #: Of hidden states; heads of queries and of keys, and their width.
@@ -52,6 +59,7 @@ def layer_tokens(size: int, before: int = 2, after: int = 4, *, seed: int = 0, l
             ask=lambda source: states[source],
             norm=lambda x: x / x.norm(dim=-1, keepdim=True) * torch.arange(1, WIDTH + 1),
         ),
+        earlier=EarlierLayers(made=size, read=(size,) * layer, acted=()),
     )
 
 
