@@ -30,8 +30,8 @@ class HoliTom(VideoMethod):
     taken, by dynamic programming. The static tokens of a window, and the others of each of its frames, then get their
     share of the budget: static ones are clustered (DPC-kNN), and a cluster of centre c and other tokens with mean m
     becomes beta * c + (1 - beta) * m; of the others the most attended stay, and the part `context` of the share goes to
-    clusters of the rest (HoliTom, arXiv 2505.21334, before the language model; its second stage, which merges in a
-    layer of the language model, is not here).
+    clusters of the rest (HoliTom, arXiv 2505.21334, before the language model; the whole of it, which also merges in a
+    layer of the language model, is `holitom:25% + holitom-decoder:50%`).
 
     The authors' code rounds the shares of static tokens, and those of the others up; here the budget is met exactly.
     If it is more than merging over time leaves, the static tokens of the lowest cosines stay by themselves. It hands on
