@@ -69,10 +69,11 @@ class AttentionInputs:
 class AttentionMethod(DecoderMethod):
     """A method that changes the attention of some layers. All tokens go on to the next one.
 
-    Layer 0 is possible here: nothing has to have run before.
+    Layer 0 is possible here where nothing has to have run before.
     """
 
     budget: ClassVar = "none"
+    first_layer: ClassVar[int] = 0
 
     def select(self, tokens: LayerTokens, count: int) -> Selection:
         """See `DecoderMethod.select`: everything stays."""
@@ -120,3 +121,51 @@ class SparseMethod(AttentionMethod):
     @abstractmethod
     def active_tokens(self, inputs: AttentionInputs) -> Tensor:
         """Which of the new tokens attend, (L,) bool; the last one that is no padding always does."""
+
+
+@dataclass(frozen=True)
+class StepChoice:
+    """The cached image tokens that each token of later text attends to.
+
+    Args:
+        attention: (t, N) float32 of the tokens to each, before the first layer of the method; mean over heads.
+        attended: (t, N) bool.
+    """
+
+    attention: Tensor
+    attended: Tensor
+
+    def then(self, later: StepChoice) -> StepChoice:
+        """These, and those of the tokens after them."""
+        return StepChoice(*(torch.cat(parts) for parts in zip(self.parts, later.parts, strict=True)))
+
+    def without_last(self, count: int) -> StepChoice:
+        """All but the last `count` tokens."""
+        return StepChoice(*(part[: max(len(part) - count, 0)] for part in self.parts))
+
+    @property
+    def parts(self) -> tuple[Tensor, Tensor]:
+        """Both tensors."""
+        return self.attention, self.attended
+
+
+@dataclass(frozen=True)
+class DecodeStepMethod(AttentionMethod):
+    """A method that lets every token after the prompt attend to some of the cached image tokens, chosen for it.
+
+    The prompt with its images is read as without the method. The cache keeps all tokens, so that those that one token
+    ignores are there for the next. The method's layers share one choice, by the attention of the layer before the first
+    of them. How many tokens are read at a time makes no difference.
+    """
+
+    exact_cache: ClassVar = False
+    first_layer: ClassVar[int] = 1
+
+    @abstractmethod
+    def choose(self, attention: Tensor, previous: StepChoice | None) -> StepChoice:
+        """The image tokens that each of some tokens attends to.
+
+        Args:
+            attention: (t, N) float32 of the tokens to all cached image tokens of their row, mean over heads.
+            previous: Of the text before them, with one token at least; None: they are the first after the prompt.
+        """

@@ -219,6 +219,8 @@ class DecoderMethod(Method):
     positions: ClassVar[Positions] = "original"
     #: Whether it reads attention of the previous layer, whose queries and keys must be recorded.
     needs_previous_attention: ClassVar[bool] = False
+    #: First layer before or in which it can act.
+    first_layer: ClassVar[int] = 1
     #: Whether generation with a cache gives the same text as without one.
     exact_cache: ClassVar[bool] = True
 

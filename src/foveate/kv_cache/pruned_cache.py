@@ -20,6 +20,7 @@ from transformers.cache_utils import DynamicLayer
 
 from foveate import compat
 from foveate.core.errors import FoveateError
+from foveate.core.in_attention import StepChoice
 from foveate.kv_cache import MixedLayer
 
 
@@ -68,6 +69,8 @@ class PrunedCacheState:
         self.token_types: Tensor | None = None
         #: Memory of methods that change attention, by layer: for every row a tensor (text tokens, ...).
         self.memory: dict[int, list[Tensor]] = {}
+        #: What text after the prompt attends to, by the first layer of a method that chooses for every token; by row.
+        self.choices: dict[int, list[StepChoice]] = {}
         #: The neurons that generated text uses, by layer: for every row a slice of the MLP.
         self.neurons: dict[int, list[Any]] = {}
         #: For each segment of layers that hold less than the first one: its first layer, and (B, p) the first layer's
@@ -124,6 +127,7 @@ class PrunedCacheState:
         self.token_types = None if self.token_types is None else self.token_types[rows]
         self.raster_shift = None if self.raster_shift is None else self.raster_shift[rows]
         self.memory = {layer: [memory[row] for row in rows.tolist()] for layer, memory in self.memory.items()}
+        self.choices = {layer: [choices[row] for row in rows.tolist()] for layer, choices in self.choices.items()}
         self.neurons = {layer: [slices[row] for row in rows.tolist()] for layer, slices in self.neurons.items()}
         self.segments = {layer: columns[rows] for layer, columns in self.segments.items()}
         self.segment_num_pruned = {layer: lost[rows] for layer, lost in self.segment_num_pruned.items()}
@@ -193,6 +197,9 @@ class _PrunedCache:
         state.columns, state.length = state.columns[:, :-num_removed], state.length - num_removed
         state.visual = state.visual[:, :-num_removed]
         state.token_types = None if state.token_types is None else state.token_types[:, : state.columns.shape[1]]
+        state.choices = {
+            layer: [choice.without_last(num_removed) for choice in choices] for layer, choices in state.choices.items()
+        }
         state.memory = {
             layer: [row_memory[:-num_removed] for row_memory in memory] for layer, memory in state.memory.items()
         }

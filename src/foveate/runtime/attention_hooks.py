@@ -17,7 +17,14 @@ from torch import Tensor, nn
 from foveate import compat
 from foveate.core.attention import may_attend
 from foveate.core.errors import FoveateError
-from foveate.core.in_attention import AttentionInputs, AttentionMethod, MaskMethod, SparseMethod
+from foveate.core.in_attention import (
+    AttentionInputs,
+    AttentionMethod,
+    DecodeStepMethod,
+    MaskMethod,
+    SparseMethod,
+    StepChoice,
+)
 from foveate.core.plan import Step
 from foveate.kv_cache import MixedLayer
 from foveate.runtime.attention_functions import AttentionCall, wrap_attention
@@ -45,10 +52,7 @@ class Keys:
 
     def of(self, count: int) -> Keys:
         """The last `count` keys of a layer with a window, or padded to the `count` keys of a static cache."""
-        missing = count - self.visual.shape[1]
-        return Keys(
-            *(F.pad(kind, (0, missing)) if missing > 0 else kind[:, -count:] for kind in (self.visual, self.text))
-        )
+        return Keys(_fit(self.visual, count, False), _fit(self.text, count, False))
 
 
 class AttentionHooks:
@@ -66,12 +70,25 @@ class AttentionHooks:
 
     def attach(self, patches: Patches) -> None:
         """Install the wrappers, until `patches` are undone."""
+        for first, step in self._first_layers().items():
+            measured = self.calls.text.layers[first - 1].self_attn
+            patches.before(measured, partial(self._begin, first - 1), with_kwargs=True)
+            patches.after(measured, self._end, always_call=True)
+            wrap_attention(patches, measured, partial(self._measure, first, step.method))
         for number, step in self.steps.items():
             # Not on the layer: where it is recomputed for its gradient, only the hooks of its submodules run.
             attention = self.calls.text.layers[number].self_attn
             patches.before(attention, partial(self._begin, number), with_kwargs=True)
             patches.after(attention, self._end, always_call=True)
             wrap_attention(patches, attention, partial(self._attend, number, step.method))
+
+    def _first_layers(self) -> dict[int, Step[DecodeStepMethod]]:
+        """Steps that choose cached tokens for every generated one, by the first of their layers."""
+        first: dict[int, Step[Any]] = {}
+        for number, step in self.steps.items():
+            if isinstance(step.method, DecodeStepMethod) and all(other is not step for other in first.values()):
+                first[number] = step
+        return first
 
     def _begin(self, number: int, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         state = self._local.state = self.calls.state_for_layer(kwargs)
@@ -103,7 +120,14 @@ class AttentionHooks:
             return self._mask(number, method, state, call)
         if isinstance(method, SparseMethod):
             return self._sparse(number, method, state, call) if state.images else call.attend()
-        raise TypeError(f"{type(method).__name__} is neither a MaskMethod nor a SparseMethod")
+        if isinstance(method, DecodeStepMethod):
+            return self._attend_chosen(number, state, call)
+        raise TypeError(f"{type(method).__name__} is neither a MaskMethod, a SparseMethod nor a DecodeStepMethod")
+
+    def _columns(self, number: int, state: LLMForwardState) -> Tensor:
+        """(B, n) columns of all keys of a layer, without a window or static cache; -1 for padding."""
+        cached, layer_sequence = state.cached_columns(self.calls.segment(number)), self.calls.sequence_of(number, state)
+        return torch.cat([cached, state.with_past(layer_sequence.columns)], dim=1)
 
     def _keys(self, number: int, state: LLMForwardState) -> Keys:
         """Types of all keys of a layer, without a window or static cache."""
@@ -114,7 +138,7 @@ class AttentionHooks:
         new_visual = torch.zeros_like(layer_sequence.columns, dtype=torch.bool)
         for image in layer_sequence.images:
             new_visual[image.row, image.places] = True
-        columns = torch.cat([cached, state.with_past(layer_sequence.columns)], dim=1)
+        columns = self._columns(number, state)
         visual = torch.cat([cached_visual, new_visual], dim=1)
         real = (state.padding_mask.gather(1, columns.clamp(min=0)) > 0) & (columns >= 0)
         return Keys(visual & real, ~visual & real)
@@ -288,3 +312,58 @@ class AttentionHooks:
         pairs = pairs[:, :, missing:] if missing > 0 else F.pad(pairs, (0, -missing))
         assert pairs.shape[1] == length
         return call.attend_pairs(allowed & ~pairs)
+
+    # Attention to chosen cached tokens
+
+    @torch.no_grad()
+    def _measure(self, first: int, method: DecodeStepMethod, call: AttentionCall) -> Any:
+        """Choose what tokens after a prompt attend to from layer `first` on, in the attention of the layer before."""
+        state: LLMForwardState | None = getattr(self._local, "state", None)
+        if state is None or state.images or state.cache_state is None or not bool(state.cache_state.visual.any()):
+            return call.attend()
+        length, total = call.query.shape[2], call.key.shape[2]
+        keys, columns = self._keys(first - 1, state).of(total), _fit(self._columns(first - 1, state), total, -1)
+        allowed = call.allowed()
+        unattended = torch.zeros(
+            len(allowed), length, state.padding_mask.shape[1], dtype=torch.bool, device=keys.text.device
+        )
+        before, choices = state.cache_state.choices.get(first), []
+        for row in range(len(allowed)):
+            inputs = self._attention_inputs(first - 1, row, call.query, call.key, call.scaling, allowed, keys)
+            image = (keys.visual[row] & allowed[row, -1]).nonzero().flatten()
+            attention = inputs.rows(torch.arange(length, device=image.device))[:, image]
+            previous: StepChoice | None = None if before is None else before[row]
+            # Otherwise another image came, or a part of one left a window.
+            if previous is not None and (not len(previous.attention) or previous.attention.shape[1] != len(image)):
+                previous = None
+            choice = method.choose(attention, previous)
+            unattended[row][:, columns[row, image]] = ~choice.attended
+            choices.append(choice if previous is None else previous.then(choice))
+        state.cache_state.choices[first] = choices
+        state.unattended[first] = unattended
+        return call.attend()
+
+    def _attend_chosen(self, number: int, state: LLMForwardState, call: AttentionCall) -> Any:
+        """Attention of tokens after a prompt to the text and to the chosen tokens of images."""
+        step = self.steps[number]
+        first = next(first for first, other in self._first_layers().items() if other is step)
+        unattended = state.unattended.get(first)
+        if unattended is None or not bool(unattended.any()):
+            return call.attend()
+        length, total, columns = call.query.shape[2], call.key.shape[2], self._columns(number, state)
+        left_out = unattended.gather(2, columns.clamp(min=0)[:, None].expand(-1, length, -1))
+        attended = _fit((columns >= 0)[:, None] & ~left_out, total, False)
+        if length > 1:
+            return call.attend_pairs(call.allowed() & attended)
+        attended = attended[:, 0]
+        count = int(attended.sum(dim=1).max())
+        order = attended.to(torch.uint8).argsort(dim=1, stable=True)[:, total - count :]
+        allowed = (call.allowed()[:, 0] & attended).gather(1, order)
+        chosen = replace(call, key=_at(call.key, order), value=_at(call.value, order), mask=None)
+        return chosen.attend() if bool(allowed.all()) else chosen.attend_pairs(allowed[:, None])
+
+
+def _fit(values: Tensor, count: int, fill: int | bool) -> Tensor:
+    """Values (..., n) of all keys for the last `count` of a layer with a window, or the `count` of a static cache."""
+    missing = count - values.shape[-1]
+    return F.pad(values, (0, missing), value=fill) if missing > 0 else values[..., -count:]

@@ -82,7 +82,8 @@ class DecoderHooks:
         for step in plan.decoder_steps:
             changes_attention = isinstance(step.method, AttentionMethod)
             steps: dict[int, Step[Any]]
-            first, steps, acts = (0, attention_steps, "in") if changes_attention else (1, self.steps, "before")
+            steps, acts = (attention_steps, "in") if changes_attention else (self.steps, "before")
+            first = step.method.first_layer
             for layer in step.layers or step.method.layers(count):
                 if not first <= layer < count:
                     raise FoveateError(

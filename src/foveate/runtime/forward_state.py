@@ -137,6 +137,8 @@ class LLMForwardState:
     sequences: dict[int, LayerSequence] = field(default_factory=dict)
     keys: dict[int, tuple[Tensor, Tensor, float]] = field(default_factory=dict)
     activations: dict[int, Tensor] = field(default_factory=dict)
+    #: (B, L, past + L) bool by the first layer of a method: columns of images that a new token does not attend to.
+    unattended: dict[int, Tensor] = field(default_factory=dict)
     reports: dict[int, list[LayerReport]] = field(default_factory=dict)
     #: Whether there may be a backward pass; gradients are off inside a checkpointed layer.
     needs_grad: bool = field(default_factory=torch.is_grad_enabled)

@@ -27,17 +27,13 @@ class DyCoke(VideoMethod):
 
     In windows of 4 frames, every token of frames 1 and 3 is compared with the token at its place in the frame before,
     every one of frame 2 with that in frame 0, by cosine; of each frame the share `prune` with the greatest cosine goes
-    (DyCoke, arXiv 2411.15024, temporal token merging). All frames are compared as they were before. With a budget, what
-    whole frames leave of it is shared by the others equally; where they leave nothing, they alone keep their share of
-    it, at even places.
+    (DyCoke, arXiv 2411.15024, temporal token merging; the whole of it is `dycoke + dycoke-decoder`). All frames are
+    compared as they were before. With a budget, what whole frames leave of it is shared by the others equally; where
+    they leave nothing, they alone keep their share of it, at even places.
 
     `form="code"` does as the authors' code: frame 2 of the last whole window stays whole, of an odd number of frames
     the last is lost (of one frame it is kept; the code ends with an error below five), and what stays of a frame is
     read by rising cosine, where here it is in the order of the raster.
-
-    The paper's second half is not here: at every step of decoding it chooses anew which cached tokens a layer attends
-    to. A cache under a plan is shortened once, with the prompt, and has no place for entries that come back; the
-    authors' code keeps all of them as well, and copies the chosen ones at every step.
 
     Args:
         prune: Without a budget: share of the tokens of a frame that go.
