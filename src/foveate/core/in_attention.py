@@ -139,9 +139,11 @@ class StepChoice:
         """These, and those of the tokens after them."""
         return StepChoice(*(torch.cat(parts) for parts in zip(self.parts, later.parts, strict=True)))
 
-    def without_last(self, count: int) -> StepChoice:
-        """All but the last `count` tokens."""
-        return StepChoice(*(part[: max(len(part) - count, 0)] for part in self.parts))
+    def without_last(self, count: int) -> StepChoice | None:
+        """All but the last `count` tokens; None: there are no others."""
+        if count >= len(self.attended):
+            return None
+        return StepChoice(*(part[:-count] for part in self.parts))
 
     @property
     def parts(self) -> tuple[Tensor, Tensor]:

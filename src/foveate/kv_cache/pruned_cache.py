@@ -70,7 +70,8 @@ class PrunedCacheState:
         #: Memory of methods that change attention, by layer: for every row a tensor (text tokens, ...).
         self.memory: dict[int, list[Tensor]] = {}
         #: What text after the prompt attends to, by the first layer of a method that chooses for every token; by row.
-        self.choices: dict[int, list[StepChoice]] = {}
+        #: None: there is no such text yet.
+        self.choices: dict[int, list[StepChoice | None]] = {}
         #: The neurons that generated text uses, by layer: for every row a slice of the MLP.
         self.neurons: dict[int, list[Any]] = {}
         #: For each segment of layers that hold less than the first one: its first layer, and (B, p) the first layer's
@@ -95,7 +96,7 @@ class PrunedCacheState:
         """Whether nothing was removed and there is no other memory, so that any model can continue."""
         held = (self.columns, *self.segments.values())
         full = all(part.shape[1] == self.length and not bool((part < 0).any()) for part in held)
-        return full and not self.memory and not self.neurons
+        return full and not self.memory and not self.neurons and not self.choices
 
     @property
     def num_missing(self) -> int:
@@ -198,7 +199,8 @@ class _PrunedCache:
         state.visual = state.visual[:, :-num_removed]
         state.token_types = None if state.token_types is None else state.token_types[:, : state.columns.shape[1]]
         state.choices = {
-            layer: [choice.without_last(num_removed) for choice in choices] for layer, choices in state.choices.items()
+            layer: [choice and choice.without_last(num_removed) for choice in choices]
+            for layer, choices in state.choices.items()
         }
         state.memory = {
             layer: [row_memory[:-num_removed] for row_memory in memory] for layer, memory in state.memory.items()

@@ -319,7 +319,11 @@ class AttentionHooks:
     def _measure(self, first: int, method: DecodeStepMethod, call: AttentionCall) -> Any:
         """Choose what tokens after a prompt attend to from layer `first` on, in the attention of the layer before."""
         state: LLMForwardState | None = getattr(self._local, "state", None)
-        if state is None or state.images or state.cache_state is None or not bool(state.cache_state.visual.any()):
+        if state is None or state.cache_state is None:
+            return call.attend()
+        if state.images:
+            state.cache_state.choices.setdefault(first, [None] * len(call.query))
+        if state.images or not bool(state.cache_state.visual.any()):
             return call.attend()
         length, total = call.query.shape[2], call.key.shape[2]
         keys, columns = self._keys(first - 1, state).of(total), _fit(self._columns(first - 1, state), total, -1)
@@ -333,9 +337,8 @@ class AttentionHooks:
             image = (keys.visual[row] & allowed[row, -1]).nonzero().flatten()
             attention = inputs.rows(torch.arange(length, device=image.device))[:, image]
             previous: StepChoice | None = None if before is None else before[row]
-            # Otherwise another image came, or a part of one left a window.
-            if previous is not None and (not len(previous.attention) or previous.attention.shape[1] != len(image)):
-                previous = None
+            if previous is not None and previous.attention.shape[1] != len(image):
+                previous = None  # another image came, or a part of one left a window
             choice = method.choose(attention, previous)
             unattended[row][:, columns[row, image]] = ~choice.attended
             choices.append(choice if previous is None else previous.then(choice))
