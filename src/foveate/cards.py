@@ -431,6 +431,19 @@ CARDS = (
         "foveate.models.video_connectors.b_vllm",
     ),
     Card(
+        "langdc",
+        "Seeing More, Saying More: Lightweight Language Experts are Dynamic Video Token Compressors",
+        "arXiv 2509.00969",
+        "connector",
+        ("transformation",),
+        ("image", "video"),
+        "Pools every frame, and lets a small language model describe every few frames: the states that it writes from "
+        "are tokens too, more of them where there is more to say.",
+        True,
+        "connector_type='langdc' of foveate.models.llava_video",
+        "foveate.models.video_connectors.langdc",
+    ),
+    Card(
         "vision-remember",
         "Vision Remember: Recovering Visual Information in Efficient LVLM with Vision Feature Resampling",
         "arXiv 2506.03928",
