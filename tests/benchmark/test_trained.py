@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,11 +66,31 @@ def test_an_encoder_gives_its_tokens_and_is_trained_from_random_weights(training
     lengths = tuple(nested_part(connector, vision).training_lengths(grid)) if training.plan else ()
     assert training.lengths == (lengths or (connector.output_grid(grid).size,))
     assert stage.lengths == ("sampled" if training.plan else None)
-    assert new.vision_tower is None and new.language_model == "a/model"
+    teacher = str(tmp_path.parent / f"{training.teacher}.run/model") if training.teacher else None
+    assert new.vision_tower == teacher and new.language_model == "a/model"
     reference = recipe_of(trainings(["mlp"])[0], SETTINGS, tmp_path)
     assert stage.train == {"vision_tower": 1e-3, **reference.stages[0].train}
-    assert stage == replace(reference.stages[0], lengths=stage.lengths, train=stage.train)
+    assert (stage.teacher, stage.loss.recalibration) == ((teacher, 2.0) if training.system == "sit" else (None, 0.0))
+    same = {name: getattr(stage, name) for name in ("lengths", "train", "teacher", "loss")}
+    assert stage == replace(reference.stages[0], **same)
+    assert replace(stage.loss, recalibration=0.0) == reference.stages[0].loss
     assert vision.num_hidden_layers == 6 or isinstance(vision, StagedConfig)
+
+
+def test_a_training_that_starts_from_another_one_comes_after_it():
+    """Distilled or not, the slimmed tower starts from the same teacher, and only the loss differs."""
+    names = [training.name for training in trainings(["sit", "sit-from-teacher"])]
+    assert names == ["sit-teacher-36", "sit-from-teacher-36", "sit-36"]
+    every = [training.name for training in ALL]
+    for training in ALL:
+        assert not training.teacher or every.index(training.teacher) < every.index(training.name)
+    teacher, plain, distilled = trainings(["sit"])[0], trainings(["sit-from-teacher-36"])[1], trainings(["sit-36"])[1]
+    assert {**teacher.encoder, "slimming": True} == {
+        **plain.encoder,
+        "slimming": True,
+    } and plain.teacher == teacher.name
+    same = replace(distilled, system=plain.system, name=plain.name, recalibration=0.0)
+    assert same == plain and distilled.recalibration > 0
 
 
 def test_patches_differ_in_nothing_but_their_size():
@@ -85,6 +106,7 @@ def test_runs_of_connectors_are_described_as_before():
     """So that a run that was begun without encoders in the table goes on."""
     described = trainings(["mlp"])[0].described
     assert list(described) == ["system", "name", "recipe", "lengths", "options", "plan", "image_size"]
+    assert "teacher" not in trainings(["vit-36"])[0].described and "teacher" in trainings(["sit-36"])[1].described
     assert "encoder" in trainings(["vit-36"])[0].described
 
 
@@ -272,6 +294,33 @@ def test_encoders_train_from_random_weights_and_give_rows(small, monkeypatch, tm
     log = [json.loads(line) for line in (tmp_path / "trained/lookupvit-nested.jsonl").read_text().splitlines()]
     assert sum(sum(line["lengths"].values()) for line in log) == 3
     assert conclude(document)["claims"]
+
+
+SLIMMED = {
+    "type": "sit", "image_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "intermediate_size": 48, "stage_blocks": [1, 1],
+}  # fmt: skip
+DISTILLED = (
+    System("sit-teacher", {16: {}}, recipe="connectors/mlp", encoder={**SLIMMED, "slimming": False}),
+    System("sit", {8: {}}, recipe="connectors/mlp", encoder=SLIMMED, teacher="sit-teacher-16", recalibration=2.0),
+)
+
+
+def test_a_slimmed_tower_is_taught_by_the_trained_teacher(small, monkeypatch, tmp_path):
+    monkeypatch.setattr(systems, "SYSTEMS", DISTILLED)
+    path, runs = tmp_path / "trained.json", tmp_path / "runs"
+    teacher, sit = run(small, path, runs, only=["sit"])["rows"]
+    assert (teacher["tokens"], sit["tokens"], sit["teacher"]) == (16, 8, "sit-teacher-16")
+    log = [json.loads(line) for line in (tmp_path / "trained/sit-8.jsonl").read_text().splitlines()]
+    assert all(line["recalibration_loss"] > 0 for line in log)
+    assert "recalibration_loss" not in (tmp_path / "trained/sit-teacher-16.jsonl").read_text()
+    # The teacher's forward pass and the reverse modules cost training alone.
+    assert sit["training_cost"]["flops"] > teacher["training_cost"]["flops"]
+    assert sit["flops"]["encoder"] < 1.1 * teacher["flops"]["encoder"]
+    shutil.rmtree(runs / "sit-teacher-16.run")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rows": [teacher]}))
+    with pytest.raises(FoveateError, match="sit-8 starts from the model of sit-teacher-16, which is not in"):
+        run(small, path, runs, only=["sit"])
 
 
 def test_a_file_that_is_no_table_is_refused(tmp_path, capsys):

@@ -24,6 +24,7 @@ from foveate.methods.decoder.dpn import DPN
 from foveate.models.connectors.connector import Connector
 from foveate.models.connectors.registry import connector_of_sizes
 from foveate.models.encoders import encoder_named
+from foveate.models.encoders.sit import SiTModel, initialize_from_teacher
 from foveate.models.llava_uhd.vision_remember import add_vision_remember
 from foveate.models.llava_uhd.voco import add_voco_tokens
 from foveate.training.architectures import ARCHITECTURES, Architecture, architecture_named, architecture_of
@@ -53,6 +54,19 @@ def _chosen(choice: ModelChoice, seed: int) -> tuple[PreTrainedModel, ProcessorM
     model, processor = load(_name(choice.pretrained), dtype="float32", device="cpu", plan=None)
     architecture_of(model)  # refuses what cannot be trained
     return model.train(), processor
+
+
+def vision_tower_of(name: str) -> Any:
+    """The vision tower of a model, by folder or Hub id, in float32.
+
+    Raises:
+        FoveateError: the model cannot be loaded, or has no vision tower of its own.
+    """
+    source, _ = load(_name(name), dtype="float32", device="cpu", plan=None)
+    tower = getattr(source.model, "vision_tower", None)
+    if tower is None:
+        raise FoveateError(f"{name!r} has no vision tower that could be taken from it.")
+    return tower
 
 
 def _name(name: str | None) -> str | None:
@@ -123,10 +137,19 @@ def _take_language_model(model: Any, name: str) -> None:
 def _take_vision_tower(model: Any, architecture: Architecture, name: str) -> None:
     """Copy the vision tower of another model; position embeddings of other image sizes are resized.
 
+    Modules of a SiT that slim and recover tokens keep their random weights: the other tower may lack them.
+
     Raises:
         FoveateError: the model cannot be loaded, is of another architecture, or its tower has other sizes.
     """
     source, _ = load(_name(name), dtype="float32", device="cpu", plan=None)
+    towers = [getattr(one.model, "vision_tower", None) for one in (model, source)]
+    if all(isinstance(tower, SiTModel) for tower in towers):
+        try:
+            initialize_from_teacher(*towers)
+        except FoveateError as error:
+            raise FoveateError(f"model.new.vision_tower: {name!r}: {error}") from error
+        return
     theirs, ours = (
         {key: value for key, value in one.state_dict().items() if architecture.tower in key} for one in (source, model)
     )

@@ -57,6 +57,7 @@ TERMS = (
     Term("question_attention", "question_attention", "question_attention_count", "question_attention_count"),
     Term("page", "page", "page_count"),
     Term("colours", "colour", "colour_count"),
+    Term("recalibration", "recalibration", "recalibration_count"),
 )
 
 #: Sums that a forward pass may report.
@@ -78,6 +79,8 @@ def counts_of(batch: dict[str, torch.Tensor], losses: Losses) -> torch.Tensor:
         counts["page"] = (batch["pages"] >= 0).sum()
     if "colours" in batch:
         counts["colours"] = torch.tensor(batch["colours"].numel())
+    if "pixel_values" in batch:
+        counts["recalibration"] = torch.tensor(len(batch["pixel_values"]))
     return torch.stack([counts[term.weight].double().cpu() for term in TERMS])
 
 

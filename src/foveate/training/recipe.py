@@ -265,6 +265,8 @@ class Losses:
         page: Characters in an image, predicted from its [CLS] token, so that this token attends to text; for towers
             that have one.
         colours: Colours of the parts of an image, from the tower's final tokens; squared error of values from -1 to 1.
+        recalibration: Tokens of the stage's `teacher` after every block, recovered from those of a tower that slims
+            them (`sit`); squared error. 2 in the paper (`foveate.models.encoders.sit.FRD`).
     """
 
     answer: float = 1.0
@@ -277,6 +279,7 @@ class Losses:
     question_attention_layer: int = 0
     page: float = 0.0
     colours: float = 0.0
+    recalibration: float = 0.0
 
     #: Former keys, which are refused with their new names.
     renamed: ClassVar[dict[str, str]] = {
@@ -303,6 +306,7 @@ class Losses:
             "question_attention",
             "page",
             "colours",
+            "recalibration",
         ):
             if getattr(self, name) < 0:
                 raise FoveateError(f"{where}.{name}: {getattr(self, name)} is negative.")
@@ -317,7 +321,7 @@ class Losses:
             raise FoveateError(
                 f"{where}.question_attention_layer: {self.question_attention_layer} is one of answer_attention_layers."
             )
-        if not (self.answer or self.reads_tokens):
+        if not (self.answer or self.reads_tokens or self.recalibration):
             raise FoveateError(f"{where}: all losses have weight 0; give one of them a positive weight.")
 
 
@@ -383,6 +387,8 @@ class Stage:
             encoder runs once and the language model once a length; `sampled`, one of them, drawn for every batch.
             Default: what the paper does, `all` for M3 and `sampled` for MQT and TokenFLEX, and `full` with a plan, with
             attention supervision and for connectors of one length. The first stage of MQT is `full`.
+        teacher: Folder or Hub id of a model whose vision tower teaches that of this one (`loss.recalibration`): the
+            same tower without what makes tokens fewer, such as `sit` with `slimming: false`.
     """
 
     name: str
@@ -401,6 +407,7 @@ class Stage:
     window: int | None = None
     plan: str | None = None
     lengths: Lengths | None = None
+    teacher: str | None = None
 
     def excludes_lengths(self) -> str | None:
         """The key with which a batch can be trained at the full length alone; None: there is none."""
@@ -437,6 +444,10 @@ class Stage:
             self._check_clips(where)
         if self.lengths not in (None, "full") and (other := self.excludes_lengths()):
             raise FoveateError(f"{where}.lengths: {self.lengths} is not possible with {other}; leave one of them out.")
+        if bool(self.loss.recalibration) != (self.teacher is not None):
+            raise FoveateError(f"{where}: loss.recalibration and teacher are given together or not at all.")
+        if self.loss.recalibration and "vision_tower" not in self.train:
+            raise FoveateError(f"{where}.loss.recalibration: it trains the vision tower, which is missing in train.")
         if not self.train:
             raise FoveateError(f"{where}.train: at least one part must train; parts are {', '.join(PARTS)}.")
         for part, rate in self.train.items():

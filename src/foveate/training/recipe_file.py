@@ -161,12 +161,21 @@ def _with_paths_from(recipe: Recipe, folder: Path) -> Recipe:
         images = None if data.files.images is None else str(folder / data.files.images)
         return dataclasses.replace(data, files=Files(str(folder / data.files.path), images))
 
-    stages = [dataclasses.replace(stage, data=[relocated(data) for data in stage.data]) for stage in recipe.stages]
+    stages = [
+        dataclasses.replace(
+            stage,
+            data=[relocated(data) for data in stage.data],
+            teacher=_model_from(stage.teacher, folder, f"stages.{stage.name}.teacher"),
+        )
+        for stage in recipe.stages
+    ]
     model, new = recipe.model, recipe.model.new
     if new is not None:
         named = {key: getattr(new, key) for key in ("tokenizer", "language_model", "vision_tower")}
-        new = dataclasses.replace(new, **{key: _model_from(name, folder, f"new.{key}") for key, name in named.items()})
-    model = dataclasses.replace(model, pretrained=_model_from(model.pretrained, folder, "from"), new=new)
+        new = dataclasses.replace(
+            new, **{key: _model_from(name, folder, f"model.new.{key}") for key, name in named.items()}
+        )
+    model = dataclasses.replace(model, pretrained=_model_from(model.pretrained, folder, "model.from"), new=new)
     return dataclasses.replace(recipe, model=model, stages=stages)
 
 
@@ -182,7 +191,7 @@ def _model_from(name: str | None, folder: Path, key: str) -> str | None:
         return str(folder / name)
     if Path(name).is_dir():
         raise FoveateError(
-            f"model.{key}: {name!r} is in the current folder, and paths in a recipe are relative to the recipe: write "
+            f"{key}: {name!r} is in the current folder, and paths in a recipe are relative to the recipe: write "
             "one from its folder, or the whole path."
         )
     return name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 from rich.console import Console
@@ -13,7 +14,7 @@ from foveate.core.errors import FoveateError
 from foveate.methods.connector.nested import Nested
 from foveate.training import checkpoints
 from foveate.training.batch_stream import BatchStream
-from foveate.training.building import build_model, export
+from foveate.training.building import build_model, export, vision_tower_of
 from foveate.training.callbacks import Display, StopRequest
 from foveate.training.collate import Collator
 from foveate.training.cpu_attention import prefer_plain_when_short
@@ -106,7 +107,10 @@ class Run:
                     "choose qwen2.5-vl."
                 )
             varied = lengths_of(stage, processor) != "full"
-            with training_model.under_plan(f"{Nested.name}:1" if varied else stage.plan):
+            with (
+                training_model.under_plan(f"{Nested.name}:1" if varied else stage.plan),
+                training_model.taught_by(_teacher(stage)),
+            ):
                 pass
         unit = training_model.architecture.unit(model.config)
         sources = {
@@ -190,7 +194,7 @@ class Run:
             display=display,
         )
         try:
-            with training_model.under_plan(stage.plan):
+            with training_model.under_plan(stage.plan), training_model.taught_by(_teacher(stage)):
                 if newest is None:
                     trainer.train()
                 else:
@@ -276,3 +280,12 @@ class Run:
             f[1] >= stage.steps if f else self._is_passed(index)
             for index, (f, stage) in enumerate(zip(newest, self.recipe.stages, strict=True))
         )
+
+
+def _teacher(stage: Stage) -> Any:
+    """The vision tower that teaches in a stage, or None.
+
+    Raises:
+        FoveateError: it cannot be loaded.
+    """
+    return None if stage.teacher is None else vision_tower_of(stage.teacher)

@@ -30,6 +30,7 @@ from foveate.training.dense_labels import (
 )
 from foveate.training.lengths import encoded_once
 from foveate.training.methods import dpn
+from foveate.training.recalibration import Recalibration, slimmed_tower
 
 
 class TrainingModel(nn.Module):
@@ -64,6 +65,7 @@ class TrainingModel(nn.Module):
         self._answer_attention: AttentionSupervision | None = None
         self._question_attention: AttentionSupervision | None = None
         self._handle: Handle | None = None
+        self._recalibration: Recalibration | None = None
         self._seed = seed
         #: Routers of a Dynamic Pyramid Network, by layer, once a plan needs them.
         self.routers = nn.ModuleDict()
@@ -103,6 +105,23 @@ class TrainingModel(nn.Module):
                 yield
             finally:
                 self._handle = None
+
+    @contextmanager
+    def taught_by(self, teacher: nn.Module | None) -> Generator[None]:
+        """Compare the vision tower with that of a teacher while the context is open; None: without one.
+
+        Raises:
+            FoveateError: the tower recovers no tokens, or is not the teacher's.
+        """
+        if teacher is None:
+            yield
+            return
+        self._recalibration = Recalibration(slimmed_tower(self.model), teacher)
+        try:
+            yield
+        finally:
+            self._recalibration.remove()
+            self._recalibration = None
 
     def _with_trainable_routers(self, plan: Plan) -> Plan:
         """The plan with trainable routers: those of the folder that it names, or new ones."""
@@ -177,6 +196,8 @@ class TrainingModel(nn.Module):
             predicted = self.colour_reader(self._captured["tokens"]).float()
             sums["colour_loss"] = F.mse_loss(predicted, colours, reduction="sum")
             sums["colour_count"] = torch.tensor(colours.numel(), device=colours.device)
+        if self._recalibration is not None:
+            sums |= self._recalibration.take()
         self._captured.clear()
         return sums
 

@@ -100,6 +100,8 @@ CLAIMS = (
     Claim("sit-no-distillation", "arXiv 2111.12624", "slimmed within a point of a pooled ViT at equal tokens",
           "vit", -0.01),
     Claim("sit", "arXiv 2111.12624", "distillation of recalibrated features above none", "sit-no-distillation"),
+    Claim("sit", "arXiv 2111.12624", "distillation of recalibrated features above none, both from the weights of the "
+          "teacher", "sit-from-teacher"),
     Claim("patch-16", "arXiv 2502.03738", "patches of 16 pixels above those of 32 at equal parameters and tokens",
           "patch-32"),
     Claim("patch-8", "arXiv 2502.03738", "patches of 8 pixels above those of 16 at equal parameters and tokens",

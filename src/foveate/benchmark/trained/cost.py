@@ -18,10 +18,11 @@ from foveate.runtime import compress
 from foveate.synthetic import render
 from foveate.training.architectures import architecture_of
 from foveate.training.batch_stream import BatchStream
-from foveate.training.building import build_model
+from foveate.training.building import build_model, vision_tower_of
 from foveate.training.collate import Collator
 from foveate.training.lengths import lengths_of
-from foveate.training.recipe import Recipe
+from foveate.training.losses import counts_of, weighted
+from foveate.training.recipe import Losses, Recipe
 from foveate.training.sources import open_source
 from foveate.training.training_model import TrainingModel
 
@@ -105,9 +106,11 @@ def training_flops(recipe: Recipe) -> int:
     nested = lengths_of(stage, processor) == "sampled"
     batch = next(iter(BatchStream(stage, sources, Collator(processor, lengths=nested), seed=recipe.seed * 1000)))
     lengths = [{"lengths": length[None]} for length in batch.pop("lengths")] if nested else [{}]
-    counts = [flops.count(partial(_backward, training_model, batch | length)) for length in lengths]
+    teacher = None if stage.teacher is None else vision_tower_of(stage.teacher)
+    with training_model.taught_by(teacher):
+        counts = [flops.count(partial(_backward, training_model, batch | length, stage.loss)) for length in lengths]
     return round(fmean(counts)) * stage.steps * stage.accumulate
 
 
-def _backward(training_model: TrainingModel, batch: dict[str, torch.Tensor]) -> None:
-    training_model(**batch)["answer_loss"].backward()
+def _backward(training_model: TrainingModel, batch: dict[str, torch.Tensor], losses: Losses) -> None:
+    weighted(training_model(**batch), counts_of(batch, losses), losses).backward()

@@ -38,6 +38,8 @@ def recipe_of(training: Training, settings: TrainedSettings, output: Path) -> Re
     tower, train = base, stage.train
     if training.encoder:
         vision, tower, train = dict(training.encoder), None, {"vision_tower": ENCODER_RATE, **train}
+    if training.teacher:
+        tower = str(model_folder(output.parent, training.teacher))
     new = replace(new, vision=vision, connector=connector, vision_tower=tower, language_model=base)
     stage = replace(
         stage,
@@ -45,6 +47,8 @@ def recipe_of(training: Training, settings: TrainedSettings, output: Path) -> Re
         steps=settings.steps or stage.steps,
         batch_size=settings.train_batch_size or stage.batch_size,
         lengths=_lengths(training, connector["type"]),
+        loss=replace(stage.loss, recalibration=training.recalibration),
+        teacher=tower if training.recalibration else None,
     )
     return replace(
         recipe,
@@ -53,6 +57,16 @@ def recipe_of(training: Training, settings: TrainedSettings, output: Path) -> Re
         output=str(output),
         seed=recipe.seed if settings.seed is None else settings.seed,
     )
+
+
+def run_folder(runs: Path, name: str) -> Path:
+    """The folder of a training in the folder of all runs."""
+    return runs / f"{name}.run"
+
+
+def model_folder(runs: Path, name: str) -> Path:
+    """The folder of the trained model."""
+    return run_folder(runs, name) / "model"
 
 
 def _lengths(training: Training, connector: str) -> Lengths | None:

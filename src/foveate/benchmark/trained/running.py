@@ -18,9 +18,10 @@ from foveate.benchmark.results import earlier, write_json
 from foveate.benchmark.rows import Rows
 from foveate.benchmark.trained import cost
 from foveate.benchmark.trained.claims import judged
-from foveate.benchmark.trained.recipes import recipe_of, without_weights_of_others
+from foveate.benchmark.trained.recipes import model_folder, recipe_of, run_folder, without_weights_of_others
 from foveate.benchmark.trained.settings import TrainedSettings
 from foveate.benchmark.trained.systems import Training, trainings
+from foveate.core.errors import FoveateError
 from foveate.core.full_model import FULL_MODEL
 from foveate.loading import load
 from foveate.statistics import paired_bootstrap
@@ -33,7 +34,8 @@ NOTE = (
     "Every training has the same language model at the start, the same frozen vision tower, the same images in the "
     "same order, the same steps and seed; only the connector differs, and for smaller-image the image. Encoders, and "
     "the control vit, are trained from random weights with the connector and the language model, with the same images "
-    "and steps: they are compared with each other, and not with rows of the trained tower. Accuracy: exact "
+    "and steps: they are compared with each other, and not with rows of the trained tower. Rows sit and "
+    "sit-from-teacher start from the tower of sit-teacher, whose training theirs comes on top of. Accuracy: exact "
     "match after normalisation, the mean over tasks, with a 95 % bootstrap interval over the questions, which does not "
     "contain the noise of the seed: every training has one. FLOPs: to the first token of a short question, by torch's "
     "counter. Time to the first token: all models take turns. Training FLOPs: those of the first batch times the steps."
@@ -115,7 +117,7 @@ class _One:
     @property
     def folder(self) -> Path:
         """Folder of checkpoints, log, model and answers."""
-        return self.runs / f"{self.training.name}.run"
+        return run_folder(self.runs, self.training.name)
 
     def train(self, max_minutes: float | None) -> RunResult:
         """Train, from the newest checkpoint on.
@@ -126,6 +128,12 @@ class _One:
         self.runs.mkdir(parents=True, exist_ok=True)
         about = {"settings": self.settings.described, "training": self.training.described}
         RunDirectory(self.runs / self.training.name, json.loads(json.dumps(about)))  # refuses other settings
+        teacher = self.training.teacher
+        if teacher and not model_folder(self.runs, teacher).is_dir():
+            raise FoveateError(
+                f"{self.training.name} starts from the model of {teacher}, which is not in {self.runs}: use the folder "
+                f"of runs that has it, or remove the row of {teacher} from the table to train it again."
+            )
         recipe = recipe_of(self.training, self.settings, self.folder)
         self.report(f"training {self.training.name}, {recipe.stages[0].steps} steps")
         quiet = self.console or Console(quiet=True)
@@ -158,6 +166,7 @@ class _One:
                     "seed": recipe.seed,
                     "connector": {"type": model.config.connector_type, **(model.config.connector_options or {})},
                     **({"encoder": dict(training.encoder)} if training.encoder else {}),
+                    **({"teacher": training.teacher} if training.teacher else {}),
                     "image_size": getattr(model.config.vision_config, "image_size", None),
                     **self._accuracy(model, processor, plan, tokens),
                     "flops": flops,

@@ -8,6 +8,7 @@ from typing import Any
 
 from foveate.core.errors import FoveateError
 from foveate.core.plan import Plan
+from foveate.models.encoders.sit import FRD
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,9 @@ class Training:
         image_size: Side of the images in pixels; None: that of the recipe.
         encoder: Fields of the vision tower with its `type`, which is trained from random weights; empty: the trained
             and frozen tower of the benchmark.
+        teacher: Name of the training whose tower this one starts from, in place of random weights.
+        recalibration: Weight of the loss by which that tower also teaches this one
+            (`foveate.training.recalibration`).
     """
 
     system: str
@@ -34,12 +38,14 @@ class Training:
     plan: str = ""
     image_size: int | None = None
     encoder: Mapping[str, Any] = field(default_factory=dict)
+    teacher: str = ""
+    recalibration: float = 0.0
 
     @property
     def described(self) -> dict[str, Any]:
-        """Its fields as the folder of a run has them; without an encoder as they were before there was one."""
-        fields = asdict(self)
-        return fields if self.encoder else {name: value for name, value in fields.items() if name != "encoder"}
+        """Its fields as the folder of a run has them; without an encoder or a teacher as before there was one."""
+        added = ("encoder", "teacher", "recalibration")
+        return {name: value for name, value in asdict(self).items() if value or name not in added}
 
     @property
     def plans(self) -> dict[int, str]:
@@ -59,6 +65,8 @@ class System:
         image_sizes: Sides of smaller images in pixels, by their number of tokens. Each is a training of its own.
         recipe: Of recipes/ in the package; default: connectors/NAME.
         encoder: See `Training`.
+        teacher: See `Training`.
+        recalibration: See `Training`.
         control: Whether it is no paper, but what papers are compared with.
     """
 
@@ -69,14 +77,21 @@ class System:
     image_sizes: Mapping[int, int] = field(default_factory=dict)
     recipe: str = ""
     encoder: Mapping[str, Any] = field(default_factory=dict)
+    teacher: str = ""
+    recalibration: float = 0.0
     control: bool = False
 
     @property
     def trainings(self) -> list[Training]:
         """Its trainings."""
         recipe = self.recipe or f"connectors/{self.name}"
+        tower: dict[str, Any] = {
+            "encoder": self.encoder,
+            "teacher": self.teacher,
+            "recalibration": self.recalibration,
+        }
         made = [
-            Training(self.name, f"{self.name}-{tokens}", recipe, (tokens,), options, encoder=self.encoder)
+            Training(self.name, f"{self.name}-{tokens}", recipe, (tokens,), options, **tower)
             for tokens, options in self.lengths.items()
         ]
         made += [
@@ -85,7 +100,7 @@ class System:
         ]
         if self.nested:
             plan = self.plan or self.name
-            made.append(Training(self.name, self.name, recipe, self.nested, plan=plan, encoder=self.encoder))
+            made.append(Training(self.name, self.name, recipe, self.nested, plan=plan, **tower))
         return made
 
 
@@ -99,6 +114,8 @@ _LOOKUP = {**_VIT, "type": "lookupvit", "compressed_side": 6, "lookup_intermedia
 _FALCON = {**_VIT, "type": "falcon_vision", "num_registers": 36, "max_crops": 1}
 #: Stride 16 in both, so that an image of 192 pixels has 12 x 12 patches.
 _SIT = {**_BLOCKS, "type": "sit", "image_size": 192, "stage_blocks": [2, 2, 2], "keeping_ratio": 0.5}
+#: The training whose tower teaches the slimmed one.
+_TEACHER = "sit-teacher-36"
 _STVIT = {
     "type": "stvit", "image_size": 192, "depths": [1, 1, 4], "hidden_sizes": [24, 48, 192], "num_heads": [1, 2, 3],
     "cell_sizes": [4, 2, 1], "layer_scale": [False, False, False],
@@ -138,6 +155,12 @@ SYSTEMS: tuple[System, ...] = (
     ),
     System("stvit", {36: {"scale": 2}}, recipe="connectors/average", encoder=_STVIT),
     System("sit-no-distillation", {36: {}}, recipe="connectors/mlp", encoder=_SIT),
+    System(
+        "sit-teacher", {36: {"scale": 2}}, recipe="connectors/average", encoder={**_SIT, "slimming": False},
+        control=True,
+    ),
+    System("sit-from-teacher", {36: {}}, recipe="connectors/mlp", encoder=_SIT, teacher=_TEACHER, control=True),
+    System("sit", {36: {}}, recipe="connectors/mlp", encoder=_SIT, teacher=_TEACHER, recalibration=FRD().tokens),
     System("falcon", {36: {}}, recipe="connectors/mlp", encoder=_FALCON),
     *(
         System(
@@ -161,7 +184,7 @@ def trainings(only: Sequence[str] = ()) -> list[Training]:
     """Trainings in the order in which they run.
 
     Args:
-        only: Names of systems or trainings; empty: all.
+        only: Names of systems or trainings; empty: all. Those that they start from are added.
 
     Raises:
         FoveateError: A name is none of them.
@@ -171,12 +194,15 @@ def trainings(only: Sequence[str] = ()) -> list[Training]:
     if unknown := [name for name in only if name not in known]:
         raise FoveateError(f"there is no training {unknown[0]!r}; possible are {', '.join(known)}.")
     chosen = [training for training in made if not only or {training.system, training.name} & set(only)]
+    needed = {training.teacher for training in chosen}
+    chosen += [training for training in made if training.name in needed and training not in chosen]
     return sorted(chosen, key=_place)
 
 
-def _place(training: Training) -> tuple[bool, int]:
-    """Connectors before encoders, which are compared with each other."""
+def _place(training: Training) -> tuple[bool, int, bool]:
+    """Connectors before encoders, which are compared with each other; what starts from another one after it."""
     if len(training.lengths) > 1:
-        return bool(training.encoder), -1
+        return bool(training.encoder), -1, bool(training.teacher)
     tokens = training.lengths[0]
-    return bool(training.encoder), _FIRST.index(tokens) if tokens in _FIRST else len(_FIRST)
+    place = _FIRST.index(tokens) if tokens in _FIRST else len(_FIRST)
+    return bool(training.encoder), place, bool(training.teacher)

@@ -3,7 +3,14 @@
 from foveate.models.encoders.sit.classification import SiTClassifierOutput, SiTForImageClassification
 from foveate.models.encoders.sit.configuration import SiTConfig
 from foveate.models.encoders.sit.conversion import convert_released_state
-from foveate.models.encoders.sit.distillation import FRD, FRDLoss, frd_loss, initialize_from_teacher
+from foveate.models.encoders.sit.distillation import (
+    FRD,
+    FRDLoss,
+    check_teacher,
+    frd_loss,
+    initialize_from_teacher,
+    recovery_error,
+)
 from foveate.models.encoders.sit.modeling import SiTModel, SiTOutput
 
 __all__ = [
@@ -14,7 +21,9 @@ __all__ = [
     "SiTForImageClassification",
     "SiTModel",
     "SiTOutput",
+    "check_teacher",
     "convert_released_state",
     "frd_loss",
     "initialize_from_teacher",
+    "recovery_error",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -66,13 +67,6 @@ def frd_loss(
     weights = weights or FRD()
     logits, recovered = read_outputs(student, "student")
     target, tokens = read_outputs(teacher, "teacher")
-    ours, theirs = ([tuple(layer.shape) for layer in layers] for layers in (recovered, tokens))
-    if ours != theirs:
-        raise FoveateError(
-            f"the student has {len(ours)} layers with tokens of shape {ours[-1]}, and the teacher {len(theirs)} with "
-            f"{theirs[-1]}; the teacher must be the same network without slimming, on the same images."
-        )
-    errors = [F.mse_loss(layer, goal.detach()) for layer, goal in zip(recovered, tokens, strict=True)]
     divergence = F.kl_div(
         (logits / weights.temperature).log_softmax(-1),
         (target.detach() / weights.temperature).log_softmax(-1),
@@ -81,9 +75,29 @@ def frd_loss(
     )
     return FRDLoss(
         F.cross_entropy(logits, labels),
-        weights.tokens * torch.stack(errors).mean(),
+        weights.tokens * recovery_error(recovered, tokens),
         weights.logits * weights.temperature**2 * divergence,
     )
+
+
+def recovery_error(recovered: Sequence[Tensor], tokens: Sequence[Tensor]) -> Tensor:
+    """Mean squared error of recovered tokens, a mean over the layers, in float32; gradients reach them alone.
+
+    Args:
+        recovered: `(B, N, D)` of every layer of a student.
+        tokens: The same of its teacher.
+
+    Raises:
+        FoveateError: They do not have the same layers and tokens.
+    """
+    ours, theirs = ([tuple(layer.shape) for layer in layers] for layers in (recovered, tokens))
+    if ours != theirs:
+        raise FoveateError(
+            f"the student has {len(ours)} layers with tokens of shape {ours[-1]}, and the teacher {len(theirs)} with "
+            f"{theirs[-1]}; the teacher must be the same network without slimming, on the same images."
+        )
+    pairs = zip(recovered, tokens, strict=True)
+    return torch.stack([F.mse_loss(layer.float(), goal.detach().float()) for layer, goal in pairs]).mean()
 
 
 def initialize_from_teacher(student: Any, teacher: Any) -> None:
@@ -96,10 +110,19 @@ def initialize_from_teacher(student: Any, teacher: Any) -> None:
     Raises:
         FoveateError: They are not the same network.
     """
+    check_teacher(student, teacher)
+    student.load_state_dict(teacher.state_dict(), strict=False)
+
+
+def check_teacher(student: Any, teacher: Any) -> None:
+    """Refuse a teacher that is another network than the student, apart from slimming and reverse modules.
+
+    Raises:
+        FoveateError: It is.
+    """
     ours, theirs = student.state_dict(), teacher.state_dict()
     new = (".slimming.", ".reverse.")
     missing = sorted(key for key in ours if key not in theirs and not any(part in f".{key}" for part in new))
     different = sorted(key for key, value in theirs.items() if key not in ours or ours[key].shape != value.shape)
     if missing or different:
         raise FoveateError(f"the teacher is another network than the student, such as in {(missing + different)[0]}.")
-    student.load_state_dict(theirs, strict=False)
