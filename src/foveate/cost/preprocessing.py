@@ -140,8 +140,9 @@ def _internvl(config: Any, width: int, height: int, images: Any) -> ProcessedIma
 
 
 def _uhd(config: Any, width: int, height: int, images: Any) -> ProcessedImage:
-    """LLaVA-UHD v3: native resolution."""
+    """LLaVA-UHD v3: native resolution; with another encoder, too."""
     from foveate.models.connectors.registry import connector_of_sizes, options_of_config
+    from foveate.models.llava_uhd.configuration import token_multiple
     from foveate.models.llava_uhd.native_size import native_size
 
     vision = config.vision_config
@@ -149,11 +150,10 @@ def _uhd(config: Any, width: int, height: int, images: Any) -> ProcessedImage:
     if images is not None:
         wide, high = images.target_size(width, height)
     else:
-        unit = {"patch_size": vision.patch_size, "num_stages": vision.num_stages}
-        wide, high = native_size(width, height, **unit, token_multiple=connector.multiple)
+        unit = {"patch_size": config.square_size, "num_stages": getattr(vision, "num_stages", 0)}
+        wide, high = native_size(width, height, **unit, token_multiple=token_multiple(vision, connector))
     patches = Grid(high // vision.patch_size, wide // vision.patch_size)
-    side = 2**vision.num_stages
-    tokens = connector.output_grid(Grid(patches.rows // side, patches.columns // side))
+    tokens = connector.output_grid(encoder_grid(vision, high, wide))
     return ProcessedImage((patches,), tokens.size, tokens)
 
 

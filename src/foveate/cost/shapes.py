@@ -258,8 +258,10 @@ def _internvl(config: Any, text: Text) -> tuple[Vision, Connector]:
     return shape, Connector(merge, merge * vision.hidden_size, text.width, text.width)
 
 
-def _uhd(config: Any, text: Text) -> tuple[Vision, Connector | CountedConnector]:
+def _uhd(config: Any, text: Text) -> tuple[Vision | CountedEncoder, Connector | CountedConnector]:
     vision = config.vision_config
+    if isinstance(vision, EncoderConfig):
+        return CountedEncoder(vision), CountedConnector(config, vision.hidden_size)
     learned = vision.position_embedding != "none"
     shape = Vision(
         width=vision.hidden_size,

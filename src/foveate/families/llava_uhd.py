@@ -1,9 +1,9 @@
-"""foveate's LLaVA-UHD: ViT-UHD merges 2 x 2 tokens several times between its blocks."""
+"""foveate's LLaVA-UHD: ViT-UHD merges 2 x 2 tokens several times between its blocks; or another encoder."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,19 +17,37 @@ from foveate.families.family import (
     shrink_patches,
     spread_by,
 )
+from foveate.families.llava_connector import check_outside_encoder
+
+if TYPE_CHECKING:
+    from foveate.core.plan import Plan
 
 
 class LlavaUHD(Family):
-    """LLaVA-UHD: native resolution, packed patches."""
+    """LLaVA-UHD: native resolution, packed patches.
+
+    Plans on encoders of `foveate.models.encoders` act on the tokens after the connector and measure nothing before it.
+    """
 
     name: ClassVar[str] = "llava-uhd"
     title: ClassVar[str] = "LLaVA-UHD"
     model_types: ClassVar[tuple[str, ...]] = ("llava_uhd",)
     connectors: ClassVar[bool] = True
 
+    def check(self, core: Any, plan: Plan) -> None:
+        """See `Family.check`."""
+        super().check(core, plan)
+        if _is_encoder(core):
+            encoder = core.config.vision_config.model_type
+            check_outside_encoder(plan, self.tower(core), f"{encoder} is not built as ViT-UHD is")
+
+    def nested_part(self, core: Any) -> Any:
+        """See `Family.nested_part`: the connector or the encoder."""
+        return core.nested_part
+
     def blocks(self, core: Any) -> list[nn.Module]:
-        """The encoder's blocks."""
-        return list(core.vision_tower.encoder.blocks)
+        """The encoder's blocks, none where they cannot be measured."""
+        return [] if _is_encoder(core) else list(core.vision_tower.encoder.blocks)
 
     def attention(self, block: nn.Module) -> nn.Module:
         """Blocks of ViT-UHD attend themselves."""
@@ -37,9 +55,9 @@ class LlavaUHD(Family):
 
     def tower(self, core: Any) -> EncoderSpec:
         """Every stage joins four tokens, and the connector may join some more."""
-        blocks = len(self.blocks(core))
-        connector = core.multi_modal_projector
-        merge = 4**core.config.vision_config.num_stages * connector.multiple**2
+        vision, connector = core.config.vision_config, core.multi_modal_projector
+        merge = 4 ** getattr(vision, "num_stages", 0) * connector.multiple**2
+        blocks = vision.num_hidden_layers
         return EncoderSpec(blocks, False, merge, blocks - 1, connector.spatial)
 
     def grids(self, core: Any, modality: str, call: Mapping[str, Any]) -> list[Grid]:
@@ -48,8 +66,7 @@ class LlavaUHD(Family):
 
     def encoder_grids(self, core: Any, call: Mapping[str, Any]) -> list[Grid]:
         """Grids of the tokens that leave the encoder."""
-        side = 2**core.config.vision_config.num_stages
-        return [Grid(rows // side, columns // side) for rows, columns in call["grid_hws"].tolist()]
+        return [core.config.encoder_grid(rows, columns) for rows, columns in call["grid_hws"].tolist()]
 
     def shrink(self, core: Any, modality: str, call: Mapping[str, Any], grids: Sequence[Grid]) -> dict[str, Any]:
         """Patches of smaller images."""
@@ -63,7 +80,7 @@ class LlavaUHD(Family):
 
     def layouts(self, core: Any, modality: str, call: Mapping[str, Any], output: Any) -> list[ImageLayout]:
         """One raster an image."""
-        patch, device = core.config.vision_config.patch_size, output.pooler_output[0].device
+        patch, device = core.config.square_size, output.pooler_output[0].device
         return [
             ImageLayout(rows * columns, grid_crop(rows, columns, device), size=(height * patch, width * patch))
             for (rows, columns), (height, width) in zip(
@@ -77,3 +94,8 @@ class LlavaUHD(Family):
         grids = self.encoder_grids(core, call)
         images = tokens.split([grid.size for grid in grids])
         return [spread_by(core.multi_modal_projector, *image) for image in zip(images, grids, strict=True)]
+
+
+def _is_encoder(core: Any) -> bool:
+    """Whether the vision tower is an encoder of `foveate.models.encoders`."""
+    return not hasattr(core.config.vision_config, "num_stages")

@@ -27,7 +27,7 @@ class NewModel:
 
     Args:
         vision: Fields of the vision tower's configuration (`ViTUHDConfig` for LLaVA-UHD); with `type`, an encoder of
-            `foveate.models.encoders` and its fields, for `llava`.
+            `foveate.models.encoders` and its fields, for `llava` and `llava-uhd`.
         text: Fields of the language model's configuration, with its `model_type`. The vocabulary and the special
             tokens follow the tokenizer.
         tokenizer: `bytes` (256 bytes and the special tokens), or a folder or Hub id with a tokenizer.

@@ -108,8 +108,8 @@ def test_impossible_recipes():
     ):
         with pytest.raises(FoveateError, match=message):
             new_model(replace(new, vision=vision), seed=0)
-    with pytest.raises(FoveateError, match="llava-uhd is its own; an encoder can be chosen with .*: llava"):
-        new_model(replace(new, architecture="llava-uhd"), seed=0)
+    with pytest.raises(FoveateError, match="qwen2.5-vl is its own; an encoder can be chosen with .*: llava-uhd, llava"):
+        new_model(replace(new, architecture="qwen2.5-vl"), seed=0)
     _, processor = new_model(new, seed=0)
     with pytest.raises(FoveateError, match="leave it out for the encoder lookupvit"):
         Collator(processor, answers=False, window=2)(EXAMPLES)

@@ -6,16 +6,23 @@ from typing import Any, ClassVar
 from transformers import AutoConfig, PreTrainedConfig
 
 from foveate.core.errors import FoveateError
+from foveate.core.tokens import Grid, encoder_grid
+from foveate.models.connectors.connector import Connector
 from foveate.models.connectors.registry import connector_of_sizes, options_of_config
+from foveate.models.encoders import EncoderConfig, encoder_named
 from foveate.models.llava_uhd.checkpoint import convert_released_config, is_released_config
-from foveate.models.vit_uhd.configuration import ViTUHDConfig
+from foveate.models.vit_uhd.configuration import RELEASED_MODEL_TYPE, ViTUHDConfig
 
 
 class LlavaUHDConfig(PreTrainedConfig):
-    """A ViT-UHD vision tower, a connector and any causal language model of `transformers`.
+    """A vision tower, a connector and any causal language model of `transformers`.
+
+    The vision tower is a ViT-UHD, or any encoder of `foveate.models.encoders`, which then reads images at their native
+    size, as multiples of what it needs.
 
     Args:
-        vision_config: configuration of the vision tower (`ViTUHDConfig`, or its fields as a dict).
+        vision_config: configuration of the vision tower: `ViTUHDConfig`, that of an encoder, or the fields of one of
+            them as a dict, with `model_type` for an encoder.
         text_config: configuration of the language model (any of `AutoConfig`, or its fields as a dict with
             `model_type`; Qwen2 where that is missing).
         image_token_id: id of the placeholder token that image tokens replace. `image_token_index` is the same
@@ -34,7 +41,7 @@ class LlavaUHDConfig(PreTrainedConfig):
 
     Raises:
         FoveateError: if `image_token_id` is not the id of a token, there are VoCo tokens without an id, or there is no
-            such connector or option.
+            such connector, option or encoder.
 
     Example:
         >>> from transformers import Qwen3Config
@@ -46,7 +53,7 @@ class LlavaUHDConfig(PreTrainedConfig):
     """
 
     model_type = "llava_uhd"
-    sub_configs: ClassVar[dict[str, type]] = {"vision_config": ViTUHDConfig, "text_config": AutoConfig}
+    sub_configs: ClassVar[dict[str, type]] = {"vision_config": AutoConfig, "text_config": AutoConfig}
     attribute_map: ClassVar[dict[str, str]] = {"image_token_index": "image_token_id"}
 
     # Dicts, configurations or None as arguments, always configurations afterwards.
@@ -64,7 +71,7 @@ class LlavaUHDConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         if not isinstance(self.vision_config, PreTrainedConfig):
-            self.vision_config = ViTUHDConfig.from_dict(dict(self.vision_config or {}))
+            self.vision_config = _vision_config(dict(self.vision_config or {}))
         if not isinstance(self.text_config, PreTrainedConfig):
             fields = dict(self.text_config or {})
             self.text_config = AutoConfig.for_model(fields.pop("model_type", "qwen2"), **fields)
@@ -90,6 +97,20 @@ class LlavaUHDConfig(PreTrainedConfig):
                 f"{self.connector_type} merges them: choose mlp"
             )
 
+    @property
+    def square_size(self) -> int:
+        """Side in pixels of the squares that images are packed in: a patch, or what sides are multiples of."""
+        vision = self.vision_config
+        return vision.multiple if isinstance(vision, EncoderConfig) else vision.patch_size
+
+    def encoder_grid(self, rows: int, columns: int) -> Grid:
+        """Rows and columns of the tokens that leave the vision tower, of an image of so many squares.
+
+        Raises:
+            FoveateError: the vision tower cannot read images of this size.
+        """
+        return encoder_grid(self.vision_config, rows * self.square_size, columns * self.square_size)
+
     @classmethod
     def get_config_dict(
         cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any
@@ -97,6 +118,36 @@ class LlavaUHDConfig(PreTrainedConfig):
         """Read `config.json`, of our own or of the released layout."""
         fields, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         return (convert_released_config(fields) if is_released_config(fields) else fields), unused
+
+
+def token_multiple(vision: Any, connector: Connector) -> int:
+    """Patches or squares, in tokens of the image processor, that image sides must be multiples of for a connector.
+
+    Args:
+        vision: configuration of the vision tower.
+        connector: the connector, with or without weights.
+    """
+    if connector.multiple == 1 or not isinstance(vision, EncoderConfig):
+        return connector.multiple
+    side = vision.image_size
+    grid, twice = vision.output_grid(side, side), vision.output_grid(2 * side, 2 * side)
+    squares = side // vision.multiple
+    if twice != (2 * grid.rows, 2 * grid.columns) or squares % grid.rows:  # as many tokens for every size
+        return connector.multiple
+    return connector.multiple * (squares // grid.rows)
+
+
+def _vision_config(fields: dict[str, Any]) -> PreTrainedConfig:
+    """The configuration of a ViT-UHD, or of the encoder that `model_type` names.
+
+    Raises:
+        FoveateError: there is no such encoder, or a field has an impossible value.
+    """
+    kind = fields.get("model_type")
+    if kind in (None, ViTUHDConfig.model_type, RELEASED_MODEL_TYPE):
+        return ViTUHDConfig.from_dict(fields)
+    config_class: Any = encoder_named(kind).config_class
+    return config_class.from_dict(fields)
 
 
 class ReleasedLlavaUHDConfig(LlavaUHDConfig):

@@ -20,14 +20,16 @@ from transformers.utils import can_return_tuple
 
 from foveate import compat
 from foveate.core.errors import FoveateError
-from foveate.core.tokens import Grid
 from foveate.models.connectors.connector import Connector
 from foveate.models.connectors.packed import connect_packed
 from foveate.models.connectors.prompts import GeneratesFromPrompts, ReadsPrompts, check_readable
 from foveate.models.connectors.registry import connector_of_config
+from foveate.models.encoders import Encoder, EncoderConfig
+from foveate.models.llava.lengths import NestedEncoder, nested_part
 from foveate.models.llava_uhd import vision_remember
 from foveate.models.llava_uhd.checkpoint import UNUSED_KEYS
 from foveate.models.llava_uhd.configuration import LlavaUHDConfig
+from foveate.models.llava_uhd.packed_encoder import PackedEncoder
 from foveate.models.llava_uhd.voco import read_through_voco
 from foveate.models.vit_uhd.vit_uhd import ViTUHDModel
 
@@ -102,7 +104,8 @@ class LlavaUHDModel(ReadsPrompts, LlavaUHDPreTrainedModel):
 
     def __init__(self, config: LlavaUHDConfig) -> None:
         super().__init__(config)
-        self.vision_tower = ViTUHDModel._from_config(config.vision_config)
+        encoder = isinstance(config.vision_config, EncoderConfig)
+        self.vision_tower = (PackedEncoder if encoder else ViTUHDModel._from_config)(config.vision_config)
         self.multi_modal_projector = connector_of_config(config, config.vision_config.hidden_size)
         self.language_model = AutoModel.from_config(config.text_config)
         if config.vision_remember_layers:
@@ -119,6 +122,11 @@ class LlavaUHDModel(ReadsPrompts, LlavaUHDPreTrainedModel):
             return "has Vision Remember, which needs every visual token in its layers"
         return None
 
+    @property
+    def nested_part(self) -> Connector | NestedEncoder:
+        """What a plan chooses the length of; see `foveate.models.llava.lengths`."""
+        return nested_part(self.multi_modal_projector, self.config.vision_config)
+
     def get_input_embeddings(self) -> nn.Module:
         """The embedding of text tokens."""
         return self.language_model.get_input_embeddings()
@@ -133,8 +141,7 @@ class LlavaUHDModel(ReadsPrompts, LlavaUHDPreTrainedModel):
 
     def tokens_of_images(self, call: Mapping[str, Any]) -> list[int]:
         """See `ReadsPrompts.tokens_of_images`."""
-        side = 2**self.config.vision_config.num_stages
-        grids = [Grid(rows // side, columns // side) for rows, columns in call["grid_hws"].tolist()]
+        grids = (self.config.encoder_grid(*grid) for grid in call["grid_hws"].tolist())
         return [self.multi_modal_projector.output_grid(grid).size for grid in grids]
 
     @can_return_tuple
@@ -149,9 +156,10 @@ class LlavaUHDModel(ReadsPrompts, LlavaUHDPreTrainedModel):
         """Encode images into embeddings of the language model.
 
         Args:
-            pixel_values: `(L, C, p, p)`, patches of all images, packed, row-major.
-            grid_hws: `(n, 2)`, rows and columns of patches of each image.
-            budget: tokens of every image, or of each, for nested connectors; None: their default.
+            pixel_values: `(L, C, p, p)`, patches of all images, packed, row-major; with an encoder of
+                `foveate.models.encoders` squares whose side image sides are multiples of.
+            grid_hws: `(n, 2)`, rows and columns of them for each image.
+            budget: tokens of every image, or of each, for nested connectors and encoders; None: their default.
             text: `(n, T, d)`, hidden states of each image's prompt, for connectors that read text.
             **kwargs: options of the vision tower, such as `output_hidden_states`.
 
@@ -164,6 +172,9 @@ class LlavaUHDModel(ReadsPrompts, LlavaUHDPreTrainedModel):
         layers = self.multi_modal_projector.feature_layers(self.config.vision_config.num_hidden_layers)
         if self.config.vision_remember_layers or layers:
             kwargs["output_hidden_states"] = True
+        if budget is not None and isinstance(part := self.nested_part, NestedEncoder):
+            budgets = [budget] * len(grid_hws) if isinstance(budget, int) else budget
+            kwargs["lengths"], budget = [part.encoder_grid(count) for count in budgets], None
         encoded = self.vision_tower(pixel_values=pixel_values, grid_hws=grid_hws, return_dict=True, **kwargs)
         features = encoded.last_hidden_state
         if layers:
@@ -317,7 +328,7 @@ class LlavaUHDForConditionalGeneration(LlavaUHDPreTrainedModel, GeneratesFromPro
     @classmethod
     def from_parts(
         cls,
-        vision_tower: ViTUHDModel,
+        vision_tower: ViTUHDModel | Encoder,
         language_model: PreTrainedModel,
         image_token_id: int,
         **config_fields: Any,
@@ -325,7 +336,7 @@ class LlavaUHDForConditionalGeneration(LlavaUHDPreTrainedModel, GeneratesFromPro
         """Join a vision tower and a causal language model by a new connector: where training starts.
 
         Args:
-            vision_tower: any ViT-UHD.
+            vision_tower: any ViT-UHD, or an encoder of `foveate.models.encoders`.
             language_model: a model of `AutoModelForCausalLM`. Both parts are taken as they are, not copied.
             image_token_id: id of the placeholder, a row of the language model's vocabulary
                 (`resize_token_embeddings` adds rows).
@@ -358,7 +369,10 @@ class LlavaUHDForConditionalGeneration(LlavaUHDPreTrainedModel, GeneratesFromPro
         connector = connector.to(head.weight.device, head.weight.dtype)
         for layer in connector.modules():
             joined._init_weights(layer)
-        joined.model.vision_tower = vision_tower
+        if isinstance(vision_tower, Encoder):
+            joined.model.vision_tower.encoder = vision_tower
+        else:
+            joined.model.vision_tower = vision_tower
         joined.model.multi_modal_projector = connector
         joined.model.language_model = language_model.base_model
         if config.vision_remember_layers:
@@ -505,12 +519,13 @@ def hidden_states_of_tokens(encoded: Any, layers: tuple[int, ...], vision: Any) 
     Of layers before a stage, a token has the mean of the patches that it was merged from.
 
     Args:
-        encoded: Output of a ViT-UHD with its hidden states.
+        encoded: Output of the vision tower with its hidden states.
         layers: Indices into `encoded.hidden_states`; negative ones count from the end.
-        vision: Configuration of the ViT-UHD.
+        vision: Configuration of the vision tower.
 
     Raises:
-        FoveateError: There is no such hidden state.
+        FoveateError: There is no such hidden state, or an encoder has another number of tokens in it than in its
+            output.
     """
     count = len(encoded.hidden_states)
     levels = []
@@ -519,8 +534,17 @@ def hidden_states_of_tokens(encoded: Any, layers: tuple[int, ...], vision: Any) 
             raise FoveateError(
                 f"the vision tower has the hidden states 0 to {count - 1}, and the connector reads {layer}."
             )
-        to_come = sum(block >= layer % count for block in vision.merger_layer_index)
         features = encoded.hidden_states[layer]
+        if isinstance(vision, EncoderConfig):
+            if features.shape != encoded.last_hidden_state.shape:
+                raise FoveateError(
+                    f"the connector reads the {len(encoded.last_hidden_state)} tokens that {vision.model_type} makes "
+                    f"of the images, of its own width, and its hidden state {layer} is of shape "
+                    f"{tuple(features.shape)}."
+                )
+            levels.append(features)
+            continue
+        to_come = sum(block >= layer % count for block in vision.merger_layer_index)
         levels.append(
             vision_remember.regions(features, encoded.grid_hws, 2**to_come).mean(dim=1) if to_come else features
         )

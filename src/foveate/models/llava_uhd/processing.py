@@ -10,7 +10,10 @@ from foveate.core.errors import FoveateError
 from foveate.core.tokens import Grid
 from foveate.core.weights import DATA_ONLY, WHERE, file_of
 from foveate.images import inline, open_image, open_written
+from foveate.models.connectors.connector import Connector
 from foveate.models.connectors.registry import connector_of_sizes
+from foveate.models.llava.lengths import NestedEncoder, nested_part
+from foveate.models.llava.processing import encoder_config_of
 from foveate.models.llava_uhd.chat_template import CHAT_TEMPLATE, IMAGE_TOKEN
 from foveate.models.llava_uhd.checkpoint import is_released
 from foveate.models.llava_uhd.configuration import LlavaUHDConfig
@@ -34,6 +37,12 @@ class LlavaUHDProcessor(ProcessorMixin):
         num_voco_tokens: VoCo tokens that are written after every image (`foveate.models.llava_uhd.voco`).
         connector_type: connector of the model, from whose grid the number of placeholders follows.
         connector_options: options of the connector.
+        encoder: fields of the configuration of an encoder of `foveate.models.encoders`, with its `model_type`; None:
+            the vision tower is a ViT-UHD.
+
+    Raises:
+        FoveateError: there is no such connector, option or encoder, or the image processor cuts images into other
+            squares than the encoder needs.
 
     Example:
         >>> content = [{"type": "image", "image": "sign.png"}, {"type": "text", "text": "Which date?"}]
@@ -54,16 +63,46 @@ class LlavaUHDProcessor(ProcessorMixin):
         num_voco_tokens: int = 0,
         connector_type: str = "mlp",
         connector_options: dict[str, Any] | None = None,
+        encoder: dict[str, Any] | None = None,
     ) -> None:
         self.connector_type = connector_type
         self.connector_options = connector_options
         self.connector = connector_of_sizes(connector_type, connector_options)
+        self.encoder = encoder
+        self.encoder_config = None if encoder is None else encoder_config_of(encoder)
         self.image_token = image_token
         self.num_voco_tokens = num_voco_tokens
         if tokenizer is not None and image_token not in tokenizer.get_vocab():
             tokenizer.add_tokens([image_token], special_tokens=True)
         super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
+        if self.encoder_config is not None and image_processor.unit != (unit := self.encoder_config.multiple):
+            raise FoveateError(
+                f"the encoder {self.encoder_config.model_type} needs images whose sides are multiples of {unit} "
+                f"pixels: set patch_size {unit} and num_stages 0 of the image processor."
+            )
+
+    @property
+    def nested_part(self) -> Connector | NestedEncoder:
+        """What a plan chooses the length of; see `foveate.models.llava.lengths`."""
+        return nested_part(self.connector, self.encoder_config)
+
+    def encoder_grid(self, rows: int, columns: int, num_stages: int | None = None) -> Grid:
+        """Rows and columns of the tokens that leave the vision tower, of an image of so many patches or squares.
+
+        Args:
+            rows: Of the image, as `grid_hws` has them.
+            columns: The same.
+            num_stages: of a ViT-UHD; default: that of the image processor.
+
+        Raises:
+            FoveateError: the encoder cannot read images of this size.
+        """
+        if self.encoder_config is not None:
+            side = self.image_processor.patch_size
+            return self.encoder_config.output_grid(rows * side, columns * side)
+        stages = self.image_processor.num_stages if num_stages is None else num_stages
+        return Grid(rows >> stages, columns >> stages)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any) -> "LlavaUHDProcessor":
@@ -120,11 +159,8 @@ class LlavaUHDProcessor(ProcessorMixin):
 
     def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **kwargs: Any) -> str:
         """The placeholders of one image, one for each token after the connector, and what comes after them."""
-        num_stages = kwargs.get("num_stages")
-        if num_stages is None:
-            num_stages = self.image_processor.num_stages
         rows, columns = (int(side) for side in image_inputs["grid_hws"][image_idx])
-        grid = self.connector.output_grid(Grid(rows >> num_stages, columns >> num_stages))
+        grid = self.connector.output_grid(self.encoder_grid(rows, columns, kwargs.get("num_stages")))
         return self.image_token * grid.size + self.after_image
 
     @property
@@ -141,11 +177,11 @@ class LlavaUHDProcessor(ProcessorMixin):
             return MultiModalData()
         options = {name: value for name, value in kwargs.items() if value is not None}
         processor = self.image_processor
+        grids = [processor.token_grid(width, height, **options) for height, width in image_sizes]
+        if self.encoder_config is not None:  # a token of the image processor is a square
+            grids = [self.encoder_grid(*grid) for grid in grids]
         return MultiModalData(
-            num_image_tokens=[
-                self.connector.output_grid(processor.token_grid(width, height, **options)).size
-                for height, width in image_sizes
-            ],
+            num_image_tokens=[self.connector.output_grid(grid).size for grid in grids],
             num_image_patches=[
                 processor.get_number_of_image_patches(height, width, options) for height, width in image_sizes
             ],

@@ -135,8 +135,16 @@ def insert(text: Any, modules: nn.ModuleDict) -> None:
 
 
 def build(config: Any) -> nn.ModuleDict:
-    """The modules that a `LlavaUHDConfig` names, by layer."""
+    """The modules that a `LlavaUHDConfig` names, by layer.
+
+    Raises:
+        FoveateError: the vision tower has no stages before which features could be read.
+    """
     vision = config.vision_config
+    if not hasattr(vision, "num_stages"):
+        raise FoveateError(
+            f"Vision Remember reads features before the stages of ViT-UHD, which {vision.model_type} lacks."
+        )
     sizes = (vision.hidden_size, config.text_config.hidden_size, vision.num_attention_heads, vision.num_stages + 1)
     return nn.ModuleDict({str(layer): VisionRemember(*sizes) for layer in config.vision_remember_layers})
 

@@ -8,6 +8,7 @@ from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
 from foveate.core.errors import FoveateError
+from foveate.core.tokens import Grid
 
 MERGING_METHODS = ("content-adaptive", "average", "early")
 ROPE_LAYOUTS = ("interleaved", "hierarchical", "half", "none")
@@ -136,6 +137,19 @@ class ViTUHDConfig(PreTrainedConfig):
     def unit(self) -> int:
         """Pixels on the side of one output token: patch_size * 2^s. Image sides must be multiples of it."""
         return self.patch_size * 2**self.num_stages
+
+    def output_grid(self, height: int, width: int) -> Grid:
+        """Rows and columns of the tokens of an image, from its size in pixels alone.
+
+        Raises:
+            FoveateError: A side is no multiple of `unit`.
+        """
+        if height < 1 or width < 1 or height % self.unit or width % self.unit:
+            raise FoveateError(
+                f"an image of {height} x {width} pixels: with {self.num_stages} stages both sides must be multiples of "
+                f"{self.unit} pixels; resize the image to a multiple of the model's unit first."
+            )
+        return Grid(height // self.unit, width // self.unit)
 
     @property
     def stage_methods(self) -> list[str]:
