@@ -1,4 +1,4 @@
-"""Encoders and connectors of foveate, which `torch.utils.flop_counter` counts while they run without data.
+"""Encoders and connectors of foveate, counted as by `torch.utils.flop_counter` while they run without data.
 
 There are many of them, with options of their own, and other packages add theirs, so that no formula is written down for
 each. Their own code runs on tensors of the device "meta", which have a shape and nothing else: the count is exact, and
@@ -7,8 +7,7 @@ takes a fraction of a second.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 from transformers.initialization import no_init_weights
 
 from foveate.core.tokens import Grid
@@ -104,16 +105,6 @@ class CountedConnector:
         return without_data(lambda: connector_of_config(self.config, self.width))
 
 
-class _NoAttention(TorchFunctionMode):
-    """Fused attention costs nothing, as for counters that do not see its kernel."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.scaled_dot_product_attention:
-            query, _, value = args[:3]
-            return query.new_empty(*query.shape[:-1], value.shape[-1])
-        return func(*args, **(kwargs or {}))
-
-
 #: Functions of which every output value costs nothing in the counter of torch, and has the shape of their first input.
 _SAME_SHAPE = {
     F.layer_norm,
@@ -133,11 +124,45 @@ _BROADCAST = {
 }  # fmt: skip
 
 
-class _ShapesAlone(TorchFunctionMode):
-    """Functions that cost nothing return tensors of their shape at once: torch would look for kernels in Python.
+class _Products(TorchDispatchMode):
+    """Counts matrix products and convolutions by the formulas of `torch.utils.flop_counter`.
 
-    Tensors with data, such as positions that a module computes for itself, are computed with.
+    Its own mode also names the modules, and takes every other function apart to look for products in it. Functions that
+    are made of others reach this mode as their parts, so that none is overlooked.
+
+    Attributes:
+        flops: Counted so far.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if (formula := flop_registry.get(func._overloadpacket)) is not None:
+            self.flops += formula(*args, **(kwargs or {}), out_val=output)
+        return output
+
+
+class _ShapesAlone(TorchFunctionMode):
+    """Functions return tensors of their shape at once: torch would look for kernels in Python.
+
+    Those of `_SAME_SHAPE` and `_BROADCAST`, and resizing, cost nothing. Linear layers and attention, which have most
+    products, are counted here. Tensors with data, such as positions that a module computes for itself, are computed
+    with.
+
+    Args:
+        attention: Whether `scaled_dot_product_attention` is counted.
+
+    Attributes:
+        flops: Counted so far.
+    """
+
+    def __init__(self, attention: bool) -> None:
+        super().__init__()
+        self._attention = attention
+        self.flops = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         tensors = [value for value in args if isinstance(value, Tensor)]
@@ -148,21 +173,36 @@ class _ShapesAlone(TorchFunctionMode):
         if func in _BROADCAST:
             shape = torch.broadcast_shapes(*(tensor.shape for tensor in tensors))
             return torch.empty(shape, dtype=tensors[0].dtype, device="meta")
+        if func is F.interpolate and isinstance(size := _size(args, kwargs or {}), (tuple, list)):
+            return args[0].new_empty(*args[0].shape[:2], *size)
         if func is F.linear:  # a bias costs nothing
-            return func(args[0], args[1])
+            x, weight = args[:2]
+            self.flops += flops.linear(x.shape[:-1].numel(), *reversed(weight.shape))
+            return x.new_empty(*x.shape[:-1], len(weight))
+        if func is F.scaled_dot_product_attention:
+            query, key, value = args[:3]
+            width = query.shape[-1] + value.shape[-1]
+            if self._attention:
+                self.flops += flops.linear(query.shape[:-1].numel(), width, key.shape[-2])
+            return query.new_empty(*query.shape[:-1], value.shape[-1])
         return func(*args, **(kwargs or {}))
 
 
+def _size(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """The argument `size` of `F.interpolate`."""
+    return args[1] if len(args) > 1 else kwargs.get("size")
+
+
 def count(run: Callable[[], object], attention: bool = True) -> int:
-    """FLOPs of a run without data; of `scaled_dot_product_attention` none on request."""
-    with torch.no_grad(), _ShapesAlone(), nullcontext() if attention else _NoAttention():
-        return flops.count(run)
+    """FLOPs of a run without data, as `flops.count` counts them; of `scaled_dot_product_attention` none on request."""
+    with torch.no_grad(), _ShapesAlone(attention) as at_once, _Products() as products:
+        run()
+    return at_once.flops + products.flops
 
 
 def without_data(build: Callable[[], nn.Module]) -> nn.Module:
     """A module whose weights have a shape and nothing else."""
     with torch.device("meta"), no_init_weights():
-        # The counter of torch fails where a module gets a parameter that requires gradients as its input.
         return build().eval().requires_grad_(False)
 
 
