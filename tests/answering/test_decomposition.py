@@ -1,19 +1,30 @@
 """Questions in steps: what a language model writes is asked, and its answers are read before the question."""
 
+import json
+
 import numpy as np
 import pytest
 
 from foveate import FoveateError
 from foveate.answering import ask, ask_decomposed
+from foveate.answering import decomposition
 from foveate.answering.decomposition import sub_questions, whole_sentences
+from foveate.cli import main
 from foveate.clips import clip_of_frames
+from foveate.commands.ask import printable
 from foveate.loading import load
-from tests.tiny_model import save_qwen
+from tests.tiny_model import noise, save_qwen
+from tests.video_files import save_clip
 
 
 @pytest.fixture(scope="module")
-def qwen(tmp_path_factory):
-    return load(save_qwen(tmp_path_factory.mktemp("qwen")))
+def folder(tmp_path_factory):
+    return save_qwen(tmp_path_factory.mktemp("qwen"))
+
+
+@pytest.fixture(scope="module")
+def qwen(folder):
+    return load(folder)
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +84,37 @@ def test_what_is_wrong_is_one_sentence(qwen, clip):
         ({"most": 0}, "most is a number of sub-questions"),
         ({"budget": 4}, "a budget of 4 needs a plan"),
         ({"language_model": lambda prompt: ["What?"]}, "language_model returns the text that it writes, not list"),
+        ({"clip": noise(16, 16)}, "asked in steps about one clip, not about images"),
+        ({"clip": [clip, noise(16, 16)]}, "asked in steps about one clip, not about images"),
     ]:
         with pytest.raises(FoveateError, match=message):
             ask_decomposed(**{"clip": clip, "question": "What happens?", "model": qwen, **arguments})
+
+
+def test_the_command_line_prints_sub_questions_and_their_answers(folder, qwen, tmp_path, capsys, monkeypatch):
+    """A model with random weights writes no questions, so that the test writes them in its place."""
+    pytest.importorskip("av")
+    path = save_clip(tmp_path / "a.mkv", frames=8, fps=4)
+    plan = "uniform-frames:4 + dcode:50%"
+    line = ["ask", str(path), "Why?", "--model", str(folder), "--plan", plan, "--max-new-tokens", "4", "--decompose"]
+
+    assert main(line) == 0
+    assert "steps     none: the model wrote no question for this one" in capsys.readouterr().out
+
+    monkeypatch.setattr(decomposition, "answer_batch", lambda *given: ["1. What moves?\n2. What stays?"])
+    expected = ask_decomposed(path, "Why?", qwen, plan, max_new_tokens=4)
+    assert main(line) == 0
+    out = capsys.readouterr().out
+    for step in expected.steps:
+        assert f"question  {step.question}\nanswer    {printable(step.text)}\n" in out
+        assert step.plan == plan
+    assert printable(expected.text) in out and "2 sub-questions in" in out and f"plan      {plan}" in out
+
+    assert main([*line, "--json", "--picture", str(tmp_path / "strip.png")]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert [step["question"] for step in document["steps"]] == ["What moves?", "What stays?"]
+    assert document["text"] == expected.text and (tmp_path / "strip.png").exists()
+
+    noise(16, 16).save(tmp_path / "a.png")
+    assert main(["ask", str(tmp_path / "a.png"), "Why?", "--model", str(folder), "--decompose"]) == 2
+    assert "in steps about one clip, not about images" in capsys.readouterr().err

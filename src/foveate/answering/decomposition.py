@@ -6,12 +6,13 @@ import ast
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from foveate.answering.answer import Answer
 from foveate.answering.asking import ask, model_of, opened, sources_of
 from foveate.answering.conversations import answer_batch
+from foveate.clips import Clip
 from foveate.core.errors import FoveateError
 from foveate.core.plan import Plan
 
@@ -31,7 +32,7 @@ class DecomposedAnswer:
     """An answer by way of sub-questions.
 
     Attributes:
-        answer: The answer to the question.
+        answer: The answer to the question; its `question` begins with the answers to the sub-questions.
         steps: The answers to the sub-questions, in order; empty where the language model wrote no question.
     """
 
@@ -42,6 +43,10 @@ class DecomposedAnswer:
     def text(self) -> str:
         """The text of the answer."""
         return self.answer.text
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the answer as plain JSON values; ``steps`` are the answers to the sub-questions."""
+        return self.answer.to_dict() | {"steps": [step.to_dict() for step in self.steps]}
 
 
 def ask_decomposed(
@@ -55,6 +60,10 @@ def ask_decomposed(
     most: int = 8,
     step_tokens: int = 64,
     max_new_tokens: int = 128,
+    on_step: Callable[[Answer], object] | None = None,
+    stream: Callable[[str], object] | None = None,
+    draft: Any = None,
+    system: str | None = None,
     **loading: Any,
 ) -> DecomposedAnswer:
     """Answer a question about a clip with the answers to simpler questions that a language model makes of it.
@@ -65,7 +74,7 @@ def ask_decomposed(
     stay as they are.
 
     Args:
-        clip: As `ask` takes it; also images.
+        clip: A file, an address, a data URI or a `foveate.clips.Clip`, as `ask` takes it.
         question: The question, which also chooses frames where the plan does so by a question.
         model: As in `ask`.
         plan: As in `ask`, such as ``"diverse-frames(encoder=openai/clip-vit-large-patch14-336):15 + dcode"``.
@@ -75,10 +84,14 @@ def ask_decomposed(
         most: Sub-questions that are asked; more are left out.
         step_tokens: Most new tokens of the answer to a sub-question.
         max_new_tokens: Most new tokens of the answer.
+        on_step: Called with the answer to each sub-question as soon as it is known.
+        stream: Callback for each piece of the answer's text, as in `ask`.
+        draft: As in `ask`, for sub-questions too.
+        system: As in `ask`, for sub-questions too.
         loading: As in `ask`.
 
     Raises:
-        FoveateError: as `ask`, or the language model does not return text.
+        FoveateError: as `ask`, an image is given, or the language model does not return text.
     """
     if isinstance(most, bool) or not isinstance(most, int) or most < 1:
         raise FoveateError(f"most is a number of sub-questions, 1 or more, not {most!r}.")
@@ -89,7 +102,9 @@ def ask_decomposed(
     wanted = None if plan is None else Plan.of(plan, budget)
     sampler, followed = (None, None) if wanted is None else (wanted.frame_step, wanted.for_model)
     visuals = opened(sources_of(clip), sampler, question)
-    net, processor, _ = model_of(model, wanted is None, loading)
+    if len(visuals) > 1 or not isinstance(visuals[0], Clip):
+        raise FoveateError("a question is asked in steps about one clip, not about images; ask about them without steps.")
+    net, processor, name = model_of(model, wanted is None, loading)
     request = REQUEST.format(question=question.strip())
     if language_model is None:
         (written,) = answer_batch(net, processor, [[{"role": "user", "content": request}]], LIST_TOKENS)
@@ -97,13 +112,22 @@ def ask_decomposed(
         written = language_model(request)
         if not isinstance(written, str):
             raise FoveateError(f"language_model returns the text that it writes, not {type(written).__name__}.")
-    pair = net, processor
-    steps = tuple(
-        ask(visuals, one, pair, followed, max_new_tokens=step_tokens) for one in sub_questions(written)[:most]
-    )
+
+    def answered(text: str, tokens: int, stream: Callable[[str], object] | None = None) -> Answer:
+        pair = net, processor
+        answer = ask(
+            visuals, text, pair, followed, max_new_tokens=tokens, stream=stream, draft=draft, system=system
+        )
+        return replace(answer, model=name, plan=answer.plan if wanted is None else str(wanted))
+
+    steps = []
+    for one in sub_questions(written)[:most]:
+        steps.append(answered(one, step_tokens))
+        if on_step is not None:
+            on_step(steps[-1])
     known = " ".join(filter(None, (whole_sentences(step.text) for step in steps)))
     final = f"{known}\n{question}" if known else question
-    return DecomposedAnswer(ask(visuals, final, pair, followed, max_new_tokens=max_new_tokens), steps)
+    return DecomposedAnswer(answered(final, max_new_tokens, stream), tuple(steps))
 
 
 def sub_questions(text: str) -> list[str]:

@@ -30,6 +30,7 @@ EXAMPLES = """
     foveate ask a.png https://example.org/b.png "Which is larger?" --system "Answer in one word."
     foveate ask clip.mp4 "What happens?" --model Qwen/Qwen2.5-VL-7B-Instruct --dtype bfloat16 --device-map auto
     foveate ask clip.mp4 "Who scores?" --model Qwen/Qwen3-VL-8B-Instruct --plan "scene:16 + divprune:25%"
+    foveate ask clip.mp4 "Why does it stop?" --model Qwen/Qwen3-VL-8B-Instruct --plan dcode --decompose
     foveate ask examples/receipt.png "What is the total?" --draft draft
     foveate ask page.png "What is the number?" --model path/to/folder --plan visionthink
 """
@@ -77,6 +78,14 @@ def ask(
         str | None,
         typer.Option(help="System prompt, if the model's chat template has a place for it.", show_default=False),
     ] = None,
+    decompose: Annotated[
+        bool,
+        typer.Option(
+            "--decompose",
+            help="Ask about a clip in steps: the model writes simpler questions, which are asked first, and reads their "
+            "answers before the question.",
+        ),
+    ] = False,
     draft: Annotated[
         Path | None,
         typer.Option(
@@ -108,7 +117,8 @@ def ask(
 
     Several images are read in their order. An address may give an image of 20 MiB in 30 seconds, or a video of 200 MiB
     in 300 seconds. Of a clip, up to 32 frames are read, or those that the plan chooses (scene:16), by models with
-    video; this needs PyAV and torchvision (foveate[video]).
+    video; this needs PyAV and torchvision (foveate[video]). With --decompose, sub-questions and their answers are
+    printed before the answer; tokens and times are those of the answer alone.
     """
     if example == BARE["--example"]:
         _list_examples(as_json)
@@ -126,33 +136,43 @@ def ask(
     if picture is not None:
         _check_picture(picture, len(sources))
     from foveate.answering import ask as ask_model
+    from foveate.answering import ask_decomposed
     from foveate.answering.asking import local
 
     if picture is not None:
         sources = [local(source) for source in sources]  # an address is fetched once, for the answer and the figure
-    answer = ask_model(
-        sources,
-        question,
-        model,
-        plan,
-        max_new_tokens=max_new_tokens,
-        stream=None if as_json else _print_piece,
-        keep_pooling=picture is not None,
-        draft=draft,
-        system=system,
+    options: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "stream": None if as_json else _print_piece,
+        "draft": draft,
+        "system": system,
         **loading_options(revision, attn_implementation, device_map, dtype=dtype, device=device),
-    )
+    }
+    if decompose:
+        on_step = None if as_json else _print_step
+        decomposed = ask_decomposed(sources, question, model, plan, on_step=on_step, **options)
+        answer, steps, document = decomposed.answer, decomposed.steps, decomposed.to_dict()
+    else:
+        answer = ask_model(sources, question, model, plan, keep_pooling=picture is not None, **options)
+        steps, document = None, answer.to_dict()
     if picture is not None:
         from foveate.visualization.answer import draw_answer
 
         draw_answer(answer, sources[0]).save(picture)
     if as_json:
-        print_json(answer.to_dict() | {"picture": str(picture) if picture else None})
+        print_json(document | {"picture": str(picture) if picture else None})
         return
     console.print()
-    _print_report(answer)
+    _print_report(answer, steps)
     if picture is not None:
         console.print(f"picture   {picture}", markup=False, soft_wrap=True)
+
+
+def _steps(steps: tuple[Answer, ...]) -> str:
+    if not steps:
+        return "none: the model wrote no question for this one"
+    seconds = sum(step.times["total"] for step in steps)
+    return f"{len(steps)} sub-questions in {1000 * seconds:.0f} ms, not counted above; the model read their answers too"
 
 
 def _list_examples(as_json: bool) -> None:
@@ -186,12 +206,20 @@ def _print_piece(text: str) -> None:
     console.print(printable(text), end="", markup=False, soft_wrap=True)
 
 
+def _print_step(step: Answer) -> None:
+    """Print a sub-question and its answer."""
+    for name, text in (("question", step.question), ("answer", step.text)):
+        console.print(f"{name:9} {printable(text)}", markup=False, soft_wrap=True)
+    console.print()
+
+
 def printable(text: str) -> str:
     """Remove control characters, which a terminal would interpret."""
     return "".join(char if char.isprintable() or char == "\n" else "\ufffd" for char in text)
 
 
-def _print_report(answer: Answer) -> None:
+def _print_report(answer: Answer, steps: tuple[Answer, ...] | None) -> None:
+    """Print tokens and times of an answer; `steps`: those of a question that was asked in steps."""
     from rich.table import Table
 
     from foveate.runtime.report import NOTHING_LEFT_OUT
@@ -213,6 +241,7 @@ def _print_report(answer: Answer) -> None:
         kind: f"{frames}{sizes} px{resized}",
         "tokens": f"the language model reads {tokens.summary(f'the {kind}')}; and {tokens.text} of text",
         "time": f"{1000 * times['total']:.0f} ms on {answer.device}: {parts}",
+        **({} if steps is None else {"steps": _steps(steps)}),
         **plan,
         **{
             f"turn {number}": f"{turn.image_tokens} image tokens, {turn.generated} written"
