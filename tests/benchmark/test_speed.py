@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from tests.families.zoo import zoo
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 
-def _model(text: dict[str, Any]) -> Any:
+def _model(text: dict[str, Any], blocks: int | None) -> Any:
     model = zoo()["llava"].make()
     model.config.image_token_id = shapes.IMAGE
     model.resize_token_embeddings(shapes.IMAGE + 1)
@@ -143,13 +144,24 @@ def test_shapes_have_the_sizes_that_they_are_named_after() -> None:
         if name == "qwen2.5-vl":
             assert int(inputs["image_grid_thw"].prod(-1).sum()) == 2 * 4 * tokens
     with torch.device("meta"):
-        assert sum(p.numel() for p in SHAPES["llava-1.5"].build(TEXTS["qwen2-0.5b"]).parameters()) > 7e8
+        assert sum(p.numel() for p in SHAPES["llava-1.5"].build(TEXTS["qwen2-0.5b"], None).parameters()) > 7e8
 
 
-def _clip_model(text: dict[str, Any]) -> Any:
+@pytest.mark.parametrize("name", ["llava-1.5", "llava-next", "qwen2.5-vl"])
+def test_an_encoder_of_few_blocks_differs_in_these_alone(name: str) -> None:
+    with torch.device("meta"):
+        complete, short = (SHAPES[name].build(TEXTS["qwen2-0.5b"], blocks).state_dict() for blocks in (None, 9))
+    assert short.keys() < complete.keys()
+    assert all(complete[key].shape == value.shape for key, value in short.items())
+    gone = complete.keys() - short.keys()
+    assert gone and all(re.search(r"\.(blocks|layers)\.(9|[12]\d|3[01])\.", key) for key in gone)
+
+
+def _clip_model(text: dict[str, Any], blocks: int | None) -> Any:
     """Qwen2.5-VL of the zoo, with patches of 14 pixels."""
     small = zoo()["qwen2.5-vl"].make().config
     small.vision_config.patch_size, small.vision_config.window_size = 14, 56
+    small.vision_config.depth = blocks or small.vision_config.depth
     small.image_token_id, small.video_token_id = shapes.IMAGE, shapes.VIDEO
     small.text_config.vocab_size = shapes.VIDEO + 1
     return Qwen2_5_VLForConditionalGeneration(small).eval()
@@ -172,6 +184,11 @@ def test_clips_are_measured_at_every_number_of_frames(monkeypatch: pytest.Monkey
     assert not result["impossible"]
     clips = groups_of(replace(settings, methods=()), ("25%",))["50%"]
     assert "evs:50%" in clips and "divprune:50%" not in clips
+    short = run(replace(settings, methods=("evs",), frames=(3,), encoder_blocks=1))
+    names = {row["model"] for row in short["rows"]}
+    assert names == {"clips with 1 encoder block, 3 frames"} and not short["impossible"]
+    counted = [run_rows[0]["flops"]["counted"] for run_rows in (short["rows"], result["rows"])]
+    assert counted[0] < counted[1]
     first, second = (torch.tensor(np.array(frame)) for frame in SHAPES["clips"].frames(2))
     assert torch.equal(first[:28], second[:28]) and not torch.equal(first, second)
 
@@ -216,6 +233,8 @@ def test_plans_in_a_list() -> None:
         ({"device": "tpu"}, "cpu and cuda"),
         ({"frames": (16,)}, "clips have at least one frame, and are measured on qwen2.5-vl"),
         ({"frames": (0,), "models": ("qwen2.5-vl",)}, "at least one frame"),
+        ({"encoder_blocks": 0}, "an encoder has at least one block"),
+        ({"encoder_blocks": 1, "models": ("embedded",)}, "only those of llava-1.5.* are shortened"),
     ],
 )
 def test_what_is_not_possible_is_refused(change: dict[str, Any], message: str) -> None:

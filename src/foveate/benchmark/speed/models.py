@@ -100,7 +100,7 @@ def _shape(shape: Shape, settings: SpeedSettings, frames: int | None) -> Measure
     try:
         with torch.random.fork_rng(devices=[]), device:
             torch.manual_seed(0)
-            model: Any = shape.build(TEXTS[settings.text]).eval()
+            model: Any = shape.build(TEXTS[settings.text], settings.encoder_blocks).eval()
     finally:
         torch.set_default_dtype(before)
     picture, clip = shape.picture(), None if frames is None else shape.frames(frames)
@@ -115,9 +115,11 @@ def _shape(shape: Shape, settings: SpeedSettings, frames: int | None) -> Measure
             for name, value in inputs.items()
         }
 
+    blocks = settings.encoder_blocks
+    name = shape.name if blocks is None else f"{shape.name} with {blocks} encoder block{'s' if blocks > 1 else ''}"
     if clip is not None:
-        return MeasuredModel(f"{shape.name}, {frames} frames", model, shape.budgets, preprocess, None)
-    return MeasuredModel(shape.name, model, shape.budgets, preprocess, picture.size)
+        return MeasuredModel(f"{name}, {frames} frames", model, shape.budgets, preprocess, None)
+    return MeasuredModel(name, model, shape.budgets, preprocess, picture.size)
 
 
 def _loaded(name: str, settings: SpeedSettings) -> MeasuredModel:

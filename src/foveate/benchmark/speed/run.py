@@ -22,7 +22,7 @@ from foveate.core.errors import FoveateError, Refusal
 from foveate.core.plan import Plan
 
 #: What may differ between a run and the one that resumes it.
-_FREE = ("models", "methods", "budgets", "plans", "frames", "batches")
+_FREE = ("models", "methods", "budgets", "plans", "frames", "batches", "encoder_blocks")
 
 
 def run(

@@ -44,7 +44,8 @@ class Shape:
 
     Args:
         name: Of the shape.
-        build: Makes the model from the configuration of its text part.
+        build: Makes the model from the configuration of its text part and the number of blocks of its encoder; None:
+            all of them.
         preprocess: Makes the encoder's inputs from images, as the model's image processor does.
         side: Side of the square image in pixels.
         tokens: Tokens that the language model reads of it.
@@ -53,7 +54,7 @@ class Shape:
     """
 
     name: str
-    build: Callable[[dict[str, Any]], nn.Module]
+    build: Callable[[dict[str, Any], int | None], nn.Module]
     preprocess: Callable[[list[Image.Image]], dict[str, Any]]
     side: int
     tokens: int
@@ -101,11 +102,11 @@ class Shape:
         }
 
 
-def _clip() -> CLIPVisionConfig:
+def _clip(blocks: int | None) -> CLIPVisionConfig:
     return CLIPVisionConfig(
         hidden_size=1024,
         intermediate_size=4096,
-        num_hidden_layers=24,
+        num_hidden_layers=24 if blocks is None else blocks,
         num_attention_heads=16,
         image_size=_CLIP_SIDE,
         patch_size=14,
@@ -117,8 +118,8 @@ def _clip_sizes() -> dict[str, Any]:
     return {"size": {"shortest_edge": _CLIP_SIDE}, "crop_size": {"height": _CLIP_SIDE, "width": _CLIP_SIDE}}
 
 
-def _llava(text: dict[str, Any]) -> nn.Module:
-    config = LlavaConfig(vision_config=_clip(), text_config=Qwen2Config(**text))
+def _llava(text: dict[str, Any], blocks: int | None) -> nn.Module:
+    config = LlavaConfig(vision_config=_clip(blocks), text_config=Qwen2Config(**text))
     config.image_token_id = IMAGE
     return LlavaForConditionalGeneration(config)
 
@@ -127,8 +128,10 @@ def _llava_view(pictures: list[Image.Image]) -> dict[str, Any]:
     return dict(CLIPImageProcessor(**_clip_sizes())(images=pictures, return_tensors="pt"))
 
 
-def _llava_next(text: dict[str, Any]) -> nn.Module:
-    config = LlavaNextConfig(vision_config=_clip(), text_config=Qwen2Config(**text), image_grid_pinpoints=_TILES)
+def _llava_next(text: dict[str, Any], blocks: int | None) -> nn.Module:
+    config = LlavaNextConfig(
+        vision_config=_clip(blocks), text_config=Qwen2Config(**text), image_grid_pinpoints=_TILES
+    )
     config.image_token_id = IMAGE
     return LlavaNextForConditionalGeneration(config)
 
@@ -138,14 +141,17 @@ def _llava_next_view(pictures: list[Image.Image]) -> dict[str, Any]:
     return dict(processor(images=[[picture] for picture in pictures], return_tensors="pt"))
 
 
-def _qwen(text: dict[str, Any]) -> nn.Module:
+def _qwen(text: dict[str, Any], blocks: int | None) -> nn.Module:
     rope = {"rope_type": "default", "mrope_section": [16, 24, 24], "rope_theta": 1e6}
     if text["hidden_size"] // text["num_attention_heads"] == 64:
         rope["mrope_section"] = [8, 12, 12]
+    # The width is that of the released towers; the default of transformers is the width of the text.
+    vision: dict[str, Any] = {"hidden_size": 1280, "out_hidden_size": text["hidden_size"]}
+    if blocks is not None:  # every eighth block attends to the whole image, and so does the last one
+        vision |= {"depth": blocks, "fullatt_block_indexes": [*range(7, blocks - 1, 8), blocks - 1]}
     config = Qwen2_5_VLConfig(
         text_config={**text, "rope_parameters": rope},
-        # The width is that of the released towers; the default of transformers is the width of the text.
-        vision_config={"hidden_size": 1280, "out_hidden_size": text["hidden_size"]},
+        vision_config=vision,
         image_token_id=IMAGE,
     )
     return Qwen2_5_VLForConditionalGeneration(config)
