@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from foveate import FoveateError
-from foveate.answering import ask, ask_decomposed
-from foveate.answering import decomposition
+from foveate.answering import ask, ask_decomposed, decomposition
 from foveate.answering.decomposition import sub_questions, whole_sentences
 from foveate.cli import main
 from foveate.clips import clip_of_frames

@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -19,6 +20,8 @@ from PIL import Image
 
 import foveate
 from foveate.app.by_hand import ByHand
+from foveate.app.examples import save_example_clip
+from tests.tiny_model import save_qwen
 
 pytest.importorskip("gradio", reason="gradio is not installed: pip install 'foveate[app]'")
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make test-browser")
@@ -39,14 +42,38 @@ def model():
     return foveate.load()
 
 
+CLIP_PLAN = "uniform-frames:8 + evs:50%"
+
+
 @pytest.fixture(scope="session")
 def address(tmp_path_factory):
     """Address of the app of the embedded model."""
+    with app_of(tmp_path_factory.mktemp("app"), "--plan", PLAN, "--max-new-tokens", "16") as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def clip_model(tmp_path_factory):
+    """Folder of a model that reads clips, with random weights."""
+    return save_qwen(tmp_path_factory.mktemp("qwen"))
+
+
+@pytest.fixture(scope="session")
+def clip_address(tmp_path_factory, clip_model):
+    """Address of the app of that model."""
+    options = ["--model", str(clip_model), "--plan", CLIP_PLAN, "--max-new-tokens", "8"]
+    with app_of(tmp_path_factory.mktemp("app"), *options) as address:
+        yield address
+
+
+@contextmanager
+def app_of(folder, *options):
+    """Run the app, and end it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("app") / "log.txt"
-    command = [sys.executable, "-m", "foveate", "app", "--port", str(port), "--plan", PLAN, "--max-new-tokens", "16"]
+    log = folder / "log.txt"
+    command = [sys.executable, "-m", "foveate", "app", "--port", str(port), *options]
     with log.open("w") as stream:
         process = subprocess.Popen(command, stderr=subprocess.STDOUT, stdout=stream)
     try:
@@ -74,9 +101,10 @@ def chromium():
 @pytest.fixture
 def visit(chromium, address):
     """Opens the page; afterwards only the app itself may have been asked for anything."""
-    asked, faults, contexts = [], [], []
+    asked, faults, contexts, addresses = [], [], [], set()
 
-    def visit(width=1280, height=1000, scheme="light"):
+    def visit(width=1280, height=1000, scheme="light", address=address):
+        addresses.add(urlparse(address).netloc)
         context = chromium.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
         contexts.append(context)
         page = context.new_page()
@@ -91,9 +119,7 @@ def visit(chromium, address):
     for context in contexts:
         context.close()
     assert asked and not faults
-    assert {urlparse(url).netloc for url in asked if not url.startswith(("data:", "blob:"))} == {
-        urlparse(address).netloc
-    }
+    assert {urlparse(url).netloc for url in asked if not url.startswith(("data:", "blob:"))} == addresses
 
 
 def shot(page, name):
@@ -105,8 +131,8 @@ def shot(page, name):
         picture.quantize(192, dither=Image.Dither.NONE).save(Path(folder) / f"{name}.png", optimize=True)
 
 
-def upload(page, path):
-    page.set_input_files("#image input[type=file]", str(path))
+def upload(page, path, where="#image"):
+    page.set_input_files(f"{where} input[type=file]", str(path))
 
 
 def ask(page, question=None, plan=None, button="#ask"):
@@ -371,3 +397,69 @@ def test_files_of_the_server_are_not_given_out(visit, address):
     page = visit()
     for path in ("/etc/passwd", str(Path(__file__).resolve())):
         assert page.request.get(f"{address}/gradio_api/file={path}").status in (403, 404)
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_clip_is_answered_four_times(visit, clip_address, clip_model, tmp_path, width):
+    page = visit(width, 900, address=clip_address)
+    assert page.input_value("#plan textarea") == CLIP_PLAN
+    path, question = save_example_clip(tmp_path)
+    open_tab(page, "Clip")
+    upload(page, path, "#clip")
+    page.wait_for_selector("#clip video")
+    ask(page, question)
+    model = foveate.load(clip_model)
+    planned = foveate.ask(path, question, model, CLIP_PLAN, max_new_tokens=8)
+    full_model = foveate.ask(path, question, model, max_new_tokens=8)
+    count = planned.tokens.read
+    plans = {
+        "full-model": None,
+        "plan": CLIP_PLAN,
+        "random": f"uniform-frames:8 + random:{count}",
+        "uniform-frames": f"uniform-frames:{full_model.frames * count // full_model.tokens.read}",
+    }
+    for kind, plan in plans.items():
+        expected = foveate.ask(path, question, model, plan, max_new_tokens=8)
+        card = page.locator(f"#answers .answer.{kind}")
+        assert card.locator(".text").inner_text() == (expected.text or "(no answer)")
+        assert (
+            f"{expected.tokens.read} tokens" in card.inner_text() and f"{expected.frames} frames" in card.inner_text()
+        )
+    assert page.locator("#stage label").all_inner_texts() == ["full model", "plan"]
+    page.locator("#caption p", has_text="8 frames of").wait_for()
+    assert page.locator("#caption .legend li").first.inner_text() == f"{len(planned.selection[0]['kept'])} kept"
+    picture = picture_of(page)
+    title = fact_of_click(page, picture, picture.width * 0.1, picture.height * 0.1)
+    assert re.match(r"Token \d+, row \d+, column \d+ of frame 0 at \d", title)
+    page.wait_for_timeout(1000)
+    assert page.evaluate("document.scrollingElement.scrollWidth") <= width
+    shot(page, f"clip-{width}")
+    open_tab(page, "By hand")
+    page.click("#open-board")
+    page.locator("#board-caption .notice", has_text="by hand in an image alone").wait_for()
+    open_tab(page, "Code")
+    assert f"--plan '{CLIP_PLAN}'" in page.inner_text("#shell") and "shapes.mp4" in page.inner_text("#shell")
+
+
+def test_frames_are_chosen_where_a_clip_is_asked_about(visit, clip_address):
+    page = visit(address=clip_address)
+    page.wait_for_selector("#sampler")  # the plan chooses frames, so that clips come first
+    page.fill("#percent input[type=number]", "40")
+    page.press("#percent input[type=number]", "Enter")
+    page.wait_for_function("document.querySelector('#plan textarea').value == 'divprune:40%'")
+    page.click("#sampler input")
+    page.get_by_role("option", name="scene").click()
+    page.wait_for_function("document.querySelector('#plan textarea').value == 'scene:8 + divprune:40%'")
+    open_tab(page, "Image")
+    page.wait_for_function("document.querySelector('#plan textarea').value == 'divprune:40%'")
+    open_tab(page, "Clip")
+    page.wait_for_function("document.querySelector('#plan textarea').value == 'scene:8 + divprune:40%'")
+    page.click("#ask")
+    page.get_by_text("there is no clip yet").wait_for()
+    page.locator("#clip-examples button, #clip-examples td").first.click()
+    page.wait_for_selector("#clip video")
+    ask(page)
+    assert page.locator("#answers .answer").count() == 4
+    open_tab(page, "Image")
+    page.locator("#answers .welcome").wait_for()
+    assert nothing_is_shown(page)

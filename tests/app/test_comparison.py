@@ -2,12 +2,14 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from foveate import FoveateError, Plan, ask, load
 from foveate.app import comparison
 from foveate.app.comparison import compare, contenders, mean_budget
-from tests.tiny_model import noise, save_internvl, save_llava_uhd
+from foveate.clips import clip_of_frames
+from tests.tiny_model import noise, save_internvl, save_llava_uhd, save_qwen
 
 IMAGE = noise(96, 64)
 
@@ -15,6 +17,11 @@ IMAGE = noise(96, 64)
 @pytest.fixture(scope="module")
 def uhd(tmp_path_factory):
     return load(save_llava_uhd(tmp_path_factory.mktemp("uhd")))
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory):
+    return load(save_qwen(tmp_path_factory.mktemp("qwen")))
 
 
 def layers_of(model):
@@ -100,3 +107,32 @@ def test_a_plan_that_the_model_refuses_is_an_error(tmp_path):
     tiled = load(save_internvl(tmp_path))
     with pytest.raises(FoveateError, match="no single raster"):
         last_of(Recording(tiled), "downsample:25%", tiled)
+
+
+@pytest.mark.parametrize(
+    ("plan", "expected"),
+    [
+        # 8 frames are 4 pairs of 8 tokens.
+        ("evs:25%", {"random": ("random:8", 8), "uniform-frames": ("uniform-frames:2", 8)}),
+        ("uniform-frames:4 + evs:50%", {"random": ("uniform-frames:4 + random:8", 8), "uniform-frames": ("2", 8)}),
+        ("scene:4", {"uniform-frames": ("uniform-frames:4", 16)}),
+        ("uniform-frames:4", {}),
+        ("random:25%", {"uniform-frames": ("uniform-frames:2", 8)}),
+        ("evs:100%", {}),
+    ],
+)
+def test_baselines_of_clips_have_as_many_tokens(qwen, monkeypatch, plan, expected):
+    monkeypatch.setattr(comparison, "TIMING_SECONDS", 0.0)
+    frames = np.random.default_rng(0).integers(0, 256, (8, 16, 32, 3), dtype=np.uint8)
+
+    def answerer(plan):
+        step = None if plan is None else plan.frame_step
+        for_model = None if plan is None else plan.for_model
+        return ask(clip_of_frames(frames, sampler=step), "?", qwen, for_model, max_new_tokens=1)
+
+    [*_, compared] = compare(answerer, contenders(Plan.of(plan), clip=True), layers_of(qwen))
+    assert compared[0].answer.tokens.read == 32
+    found = {one.kind: (str(one.plan), one.answer.tokens.read) for one in compared[2:]}
+    assert found.keys() == expected.keys()
+    for kind, (text, tokens) in expected.items():
+        assert found[kind][0].endswith(text) and found[kind][1] == tokens

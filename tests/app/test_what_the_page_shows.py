@@ -13,17 +13,20 @@ from foveate.answering.selections import selected
 from foveate.app.bars import Bar, as_html, time_bars, token_bars
 from foveate.app.by_hand import ByHand
 from foveate.app.cards import answers
-from foveate.app.choices import choices
+from foveate.app.choices import choices, samplers, with_frames
 from foveate.app.comparison import Contender
 from foveate.app.lines import python_line, shell_line
-from foveate.app.views import fact, legend_of, outlined, views
+from foveate.app.session import opened_clip, reads_clips
+from foveate.app.views import clip_views, fact, legend_of, outlined, views
+from foveate.core.errors import FoveateError
 from foveate.core.tokens import Crop, Grid, Need, Selection, merge_tokens
 from foveate.families import ImageLayout
 from foveate.runtime import handle_of
 from foveate.runtime.report import ImageReport, LayerReport
 from foveate.visualization.canvas import ACCENT
 from foveate.visualization.selection import draw_tokens, joined, token_map
-from tests.tiny_model import noise, save_llava, save_llava_uhd
+from tests.tiny_model import noise, save_llava, save_llava_uhd, save_qwen
+from tests.video_files import save_frames
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +37,11 @@ def uhd(tmp_path_factory):
 @pytest.fixture(scope="module")
 def llava(tmp_path_factory):
     return load(save_llava(tmp_path_factory.mktemp("llava")))
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory):
+    return load(save_qwen(tmp_path_factory.mktemp("qwen")))
 
 
 def report_of(count, crops, selection, **fields):
@@ -223,3 +231,49 @@ def test_methods_on_offer_can_be_followed(uhd):
     for choice in offered.values():
         assert str(Plan.of(choice.plan(30))) == choice.plan(30)
     assert offered["divprune"].plan(30) == "divprune:30%" and ":" not in offered["vtw"].plan(30)
+
+
+def test_a_click_on_a_painted_cell_of_a_frame_names_its_token(qwen, tmp_path):
+    """White frames of 4 x 8 tokens, two to a raster; one cell of the third raster is black."""
+    pytest.importorskip("av")
+    frames = np.full((8, 32, 64, 3), 255, np.uint8)
+    frames[4:6, 16:24, 40:48] = 0
+    source = opened_clip(str(save_frames(tmp_path / "a.mkv", frames, fps=2)))
+    full_model = ask(source, "?", qwen, max_new_tokens=1)
+    planned = ask(source, "?", qwen, "random:100%", max_new_tokens=1)
+    plain, view = clip_views(full_model, planned, source)
+    assert plain.title == "full model" and (plain.tokens == -1).all()
+    assert plain.caption.startswith("8 frames of 4.0 s. 128 of 128 tokens")
+    found = view.tokens >= 0
+    assert sorted(set(view.tokens[found].tolist())) == list(range(128))
+    dark = found & (np.asarray(view.picture.convert("L")) < 60)
+    token = 2 * 32 + 2 * 8 + 5
+    assert dark.any() and (view.tokens[dark] == token).mean() > 0.95
+    assert fact(view, token).title == f"Token {token}, row 2, column 5 of frame 2 at 2.2 s"
+    assert (np.asarray(outlined(view, fact(view, token))) == ACCENT).all(axis=2).any()
+
+    chosen = ask(source, "?", qwen, "uniform-frames:4", max_new_tokens=1)
+    _, frames_only = clip_views(full_model, chosen, source)
+    assert frames_only.caption.startswith("4 frames of") and not frames_only.legend
+
+
+def test_only_models_with_clips_are_asked_about_them(qwen, uhd, tmp_path):
+    pytest.importorskip("av")
+    pytest.importorskip("torchvision")
+    assert reads_clips(qwen) and not reads_clips(uhd)
+    with pytest.raises(FoveateError, match="there is no clip yet"):
+        opened_clip(None)
+    (tmp_path / "a.mp4").write_text("<html>")
+    with pytest.raises(FoveateError, match="video") as refused:
+        opened_clip(str(tmp_path / "a.mp4"))
+    assert str(tmp_path) not in str(refused.value)
+    long = save_frames(tmp_path / "long.mkv", np.zeros((2, 16, 16, 3), np.uint8), times=[0.0, 700.0])
+    with pytest.raises(FoveateError, match="a clip may take 600 s here"):
+        opened_clip(str(long))
+
+
+def test_frames_are_chosen_first():
+    assert {"uniform-frames", "fps", "scene"} <= {*samplers()} and "query-frames" not in samplers()
+    for name in samplers():
+        assert str(Plan.of(with_frames("evs:25%", name, 4))) == f"{name}:4 + evs:25%"
+    assert with_frames("evs:25%", "", 4) == "evs:25%" and with_frames("", "scene", 4) == "scene:4"

@@ -103,7 +103,9 @@ def ask_decomposed(
     sampler, followed = (None, None) if wanted is None else (wanted.frame_step, wanted.for_model)
     visuals = opened(sources_of(clip), sampler, question)
     if len(visuals) > 1 or not isinstance(visuals[0], Clip):
-        raise FoveateError("a question is asked in steps about one clip, not about images; ask about them without steps.")
+        raise FoveateError(
+            "a question is asked in steps about one clip, not about images; ask about them without steps."
+        )
     net, processor, name = model_of(model, wanted is None, loading)
     request = REQUEST.format(question=question.strip())
     if language_model is None:
@@ -115,9 +117,7 @@ def ask_decomposed(
 
     def answered(text: str, tokens: int, stream: Callable[[str], object] | None = None) -> Answer:
         pair = net, processor
-        answer = ask(
-            visuals, text, pair, followed, max_new_tokens=tokens, stream=stream, draft=draft, system=system
-        )
+        answer = ask(visuals, text, pair, followed, max_new_tokens=tokens, stream=stream, draft=draft, system=system)
         return replace(answer, model=name, plan=answer.plan if wanted is None else str(wanted))
 
     steps = []

@@ -16,6 +16,7 @@ WELCOME = (
     '<div class="welcome">Give an image and a question. The answers with all tokens and with fewer, which tokens were '
     "kept and where the time went appear here.</div>"
 )
+WELCOME_CLIP = WELCOME.replace("an image", "an image or a clip")
 NOTHING_SHOWN = '<p class="hint">Ask a question to see which tokens the plan keeps, merges and drops.</p>'
 NOT_MEASURED = '<p class="hint">Ask a question to see tokens and times of every part of the model.</p>'
 NO_BOARD = '<p class="hint">Keep or drop single tokens of the image by clicking them, and ask with exactly those.</p>'
@@ -49,6 +50,8 @@ def _card(contender: Contender, full_model: Contender) -> str:
     else:
         body = f'<p class="text">{safe(answer.text or "(no answer)")}</p>'
         numbers = [f"{answer.tokens.read} tokens"]
+        if answer.frames is not None:
+            numbers.append(f"{answer.frames} frame{'s' if answer.frames > 1 else ''}")
         if total := contender.times.get("total"):
             numbers.append(duration(total))
             if contender is not full_model:
@@ -104,6 +107,6 @@ def charts(compared: Sequence[Contender]) -> str:
         for contender in compared
         if contender.answer is not None
     )
-    tokens = as_html("Image tokens", token_bars(compared))
+    tokens = as_html("Visual tokens", token_bars(compared))
     times = as_html("Time", time_bars(compared))
     return f'<ul class="legend names">{names}</ul><div class="charts">{tokens}{times}</div>'

@@ -1,4 +1,4 @@
-"""Methods that a model supports, and plans built from a method and a budget."""
+"""Methods that a model supports, what chooses frames of clips, and plans built from them and a budget."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from foveate.core.errors import FoveateError
-from foveate.core.registry import model_methods
+from foveate.core.method import Site
+from foveate.core.plan import Plan
+from foveate.core.registry import methods_at, model_methods
 from foveate.runtime import compress
 
 #: Part of the tokens that is kept where nobody has chosen yet, in percent.
 PERCENT = 25
+#: Frames that are read where nobody has chosen yet, and the most that can be chosen without writing a plan.
+FRAMES, MOST_FRAMES = 8, 32
 
 
 @dataclass(frozen=True)
@@ -50,3 +54,20 @@ def choices(model: Any) -> list[Choice]:
             continue
         supported.append(choice)
     return supported
+
+
+def samplers() -> list[str]:
+    """Names of the methods that choose frames of a clip and need nothing but their number, in alphabetical order."""
+    possible = []
+    for name in methods_at(Site.FRAMES):
+        try:
+            Plan.of(f"{name}:{FRAMES}")
+        except (FoveateError, TypeError):  # such as those that need a model to compare frames and the question
+            continue
+        possible.append(name)
+    return possible
+
+
+def with_frames(plan: str, sampler: str, frames: float) -> str:
+    """Return a plan that chooses frames first; `sampler` is empty where the model's own frames are read."""
+    return " + ".join(filter(None, (sampler and f"{sampler}:{frames:g}", plan)))

@@ -20,8 +20,9 @@ from foveate.core.plan import Plan
 #: Timed rounds: at least one, and no further one after as many seconds.
 MOST_ROUNDS, TIMING_SECONDS = 5, 6.0
 
-#: Baselines at the token count of the plan: the method of each, with its title.
+#: Baselines at the token count of the plan: the method of each, with its title; of images and of clips.
 BASELINES = {"random": "random tokens", "downsample": "smaller image"}
+CLIP_BASELINES = {"random": "random tokens", "uniform-frames": "fewer frames"}
 
 #: Answers one question with a plan, or with the full model.
 Answerer = Callable[[Plan | None], Answer]
@@ -56,19 +57,26 @@ class Contender:
         return min(self.runs, key=lambda run: run["total"], default={})
 
 
-def contenders(plan: Plan | None, title: str | None = None, *, baselines: bool = True) -> list[Contender]:
+def contenders(
+    plan: Plan | None, title: str | None = None, *, baselines: bool = True, clip: bool = False
+) -> list[Contender]:
     """The full model and, if there is a plan, the plan and its baselines, before anything is answered.
 
     Args:
         plan: the plan.
         title: what the plan's card is called, by default the plan as text.
-        baselines: whether random tokens and a smaller image are compared too, except one that is the plan itself.
+        baselines: whether random tokens and a smaller image, of clips fewer frames, are compared too; one that is the
+            plan itself is left out.
+        clip: whether the question is about a clip.
     """
     full_model = Contender("full-model", FULL_MODEL)
     if plan is None:
         return [full_model]
     methods = {step.method.name for step in plan.steps}
-    others = [Contender(name, text) for name, text in BASELINES.items() if baselines and methods != {name}]
+    if clip and plan.for_model is not None:
+        methods = {step.method.name for step in plan.for_model.steps}
+    possible = (CLIP_BASELINES if clip else BASELINES) if baselines else {}
+    others = [Contender(name, text) for name, text in possible.items() if methods != {name}]
     return [full_model, Contender("plan", title or str(plan), plan), *others]
 
 
@@ -77,7 +85,7 @@ def compare(answerer: Answerer, compared: Sequence[Contender], layers: int) -> G
 
     Args:
         answerer: answers the question, deterministically.
-        compared: from `contenders`. Baselines get the token count of the plan, and go where it drops nothing.
+        compared: from `contenders`. Baselines get the token count of the plan, and go where they would drop nothing.
         layers: number of layers of the language model, over which the plan's tokens are averaged.
 
     Raises:
@@ -87,10 +95,10 @@ def compare(answerer: Answerer, compared: Sequence[Contender], layers: int) -> G
     for place, contender in enumerate(compared[:2]):
         compared[place] = replace(contender, answer=answerer(contender.plan))
         yield list(compared)
-    budget = None if compared[-1].answer is not None else mean_budget(compared[1].answer, layers)
-    compared = compared if budget is not None else compared[:2]
-    for place, baseline in enumerate(compared[2:], start=2):
-        plan = Plan.of(baseline.kind, budget)
+    plans = [(baseline, _baseline_plan(baseline.kind, compared, layers)) for baseline in compared[2:]]
+    compared = [*compared[:2], *(baseline for baseline, plan in plans if plan is not None)]
+    for place, plan in enumerate((plan for _, plan in plans if plan is not None), start=2):
+        baseline = compared[place]
         try:
             compared[place] = replace(baseline, plan=plan, answer=answerer(plan))
         except FoveateError as error:
@@ -104,6 +112,27 @@ def compare(answerer: Answerer, compared: Sequence[Contender], layers: int) -> G
             compared[place] = replace(contender, runs=(*contender.runs, answerer(contender.plan).times))
         rounds += 1
         yield list(compared)
+
+
+def _baseline_plan(kind: str, compared: Sequence[Contender], layers: int) -> Plan | None:
+    """Return the plan of a baseline; None where it would drop nothing.
+
+    Of a clip, random tokens are those of the frames that the plan reads, and fewer frames are at even times: as many
+    as have no more tokens than the plan reads, and one at least.
+    """
+    full_model, planned, plan = compared[0].answer, compared[1].answer, compared[1].plan
+    assert full_model is not None
+    assert planned is not None
+    assert plan is not None
+    budget = mean_budget(planned, layers)
+    if full_model.frames is None:
+        return None if budget is None else Plan.of(kind, budget)
+    if kind == "uniform-frames":
+        tokens = planned.tokens.read if budget is None else budget
+        frames = max(1, full_model.frames * int(tokens) // full_model.tokens.read)
+        return None if frames >= full_model.frames else Plan.of(kind, frames)
+    chosen = [] if plan.frame_step is None else [str(plan.frame_step)]
+    return None if budget is None else Plan.of(" + ".join([*chosen, f"{kind}:{budget}"]))
 
 
 def mean_budget(planned: Answer | None, layers: int) -> int | str | None:

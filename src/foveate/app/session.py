@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
 from foveate.answering import Answer, ask
-from foveate.answering.conversations import inputs_of
+from foveate.answering.conversations import inputs_of, inputs_of_batch, messages_of
 from foveate.answering.pooling import pooling_of
 from foveate.app import cards
 from foveate.app.comparison import Answerer, Contender
-from foveate.app.views import View, views
+from foveate.app.views import View, clip_views, views
+from foveate.clips import ClipLimits, VideoFile, clip_of_frames, open_clip
 from foveate.core.errors import FoveateError
 from foveate.core.plan import Plan
 from foveate.images import open_image
 
 log = logging.getLogger("foveate.app")
 
-#: Most pixels of an uploaded image.
-MOST_PIXELS = 50_000_000
+#: Most pixels of an uploaded image, and of a frame of a clip; longest clip in seconds.
+MOST_PIXELS, LONGEST_CLIP = 50_000_000, 600.0
 
 
 @dataclass(frozen=True)
@@ -55,10 +58,10 @@ class Session:
     """What a visitor asks about, in which a question that takes long finds whether its answer is still wanted.
 
     Attributes:
-        image: file of the image that is asked about.
+        file: file of the image or the clip that is asked about.
     """
 
-    image: str | None = None
+    file: str | None = None
 
 
 def opened(path: str | None) -> Image.Image:
@@ -75,23 +78,56 @@ def opened(path: str | None) -> Image.Image:
         raise FoveateError(str(error).replace(repr(path), repr(Path(path).name))) from None
 
 
-def answerer(model: tuple[Any, Any], image: Image.Image, question: str, max_new_tokens: int) -> Answerer:
-    """Return a function that answers a question with a plan, and does nothing else."""
+def opened_clip(path: str | None) -> VideoFile:
+    """Read an uploaded clip; its frames are decoded when a question chooses them.
+
+    Raises:
+        FoveateError: there is none, it is no clip that foveate reads, or it is longer than `LONGEST_CLIP`.
+    """
+    if path is None:
+        raise FoveateError("there is no clip yet: upload one, or take the example.")
+    data = VideoFile(Path(path).read_bytes())
+    open_clip(data, times=[0.0], limits=ClipLimits(frame_pixels=MOST_PIXELS, seconds=LONGEST_CLIP))
+    return data
+
+
+def reads_clips(model: tuple[Any, Any]) -> bool:
+    """Whether a model reads clips, and what that needs is installed."""
+    if any(importlib.util.find_spec(name) is None for name in ("av", "torchvision")):
+        return False
+    clip = clip_of_frames(np.zeros((2, 224, 224, 3), np.uint8))
+    try:
+        inputs_of_batch(*model, [messages_of([clip], "?")])
+    except FoveateError:  # the model has no video, or its chat template leaves clips out
+        return False
+    return True
+
+
+def answerer(model: tuple[Any, Any], visual: Image.Image | VideoFile, question: str, max_new_tokens: int) -> Answerer:
+    """Return a function that answers a question about an image or a clip with a plan, and does nothing else."""
 
     def answer(plan: Plan | None) -> Answer:
-        return ask(image, question, model, plan, max_new_tokens=max_new_tokens)
+        return ask(visual, question, model, plan, max_new_tokens=max_new_tokens)
 
     return answer
 
 
-def pictured(model: tuple[Any, Any], image: Image.Image, question: str, compared: Sequence[Contender]) -> Shown:
-    """Draw the stages of the full model and the tokens of the plan, with maps from an encoder pass of their own."""
+def pictured(
+    model: tuple[Any, Any], visual: Image.Image | VideoFile, question: str, compared: Sequence[Contender]
+) -> Shown:
+    """Draw the stages of the full model and the tokens of the plan, with maps from an encoder pass of their own.
+
+    Of a clip: the frames that the full model reads, and those that the plan reads with their tokens.
+    """
     full_model = compared[0].answer
+    planned = compared[1].answer if len(compared) > 1 else None
     assert full_model is not None
+    if isinstance(visual, VideoFile):
+        return Shown(clip_views(full_model, planned, visual))
     if full_model.processed_size is not None:
         with torch.inference_mode():
-            full_model = replace(full_model, pooling=pooling_of(model[0], inputs_of(*model, image, question)))
-    return Shown(views(full_model, compared[1].answer if len(compared) > 1 else None, image))
+            full_model = replace(full_model, pooling=pooling_of(model[0], inputs_of(*model, visual, question)))
+    return Shown(views(full_model, planned, visual))
 
 
 def labels(examples: Sequence[tuple[str, str]]) -> list[str]:

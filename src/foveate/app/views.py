@@ -1,4 +1,4 @@
-"""Token maps of one image at several points of a model, and the details of a clicked token."""
+"""Token maps of an image at several points of a model and of the frames of a clip; details of a clicked token."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ import numpy as np
 from PIL import Image
 
 from foveate.answering import Answer, Stage
+from foveate.clips import VideoFile
 from foveate.runtime.report import NOTHING_LEFT_OUT
-from foveate.visualization.answer import stage_panel
+from foveate.visualization.answer import clip_of, stage_panel
 from foveate.visualization.canvas import ACCENT, TOKEN_TINT
 from foveate.visualization.selection import draw_tokens, fade_of, joined, swatch_colours, token_map
+from foveate.visualization.strip import draw_frames, summary
 
 #: Maximum width and height of an image in pixels.
 MAX_SIZE = (900, 900)
+#: Width in pixels of the frames of a clip, side by side.
+STRIP_WIDTH = 1100
 #: Sources of a token that are named one by one.
 MOST_SOURCES = 12
 
@@ -95,6 +99,28 @@ def views(full_model: Answer, planned: Answer | None, image: Image.Image) -> lis
         caption = "The tokens of this model can be shown only with a plan."
         shown = [View("image", caption, picture, np.full((picture.height, picture.width), -1))]
     return shown
+
+
+def clip_views(full_model: Answer, planned: Answer | None, clip: VideoFile) -> list[View]:
+    """Draw the frames that the full model reads, then those that the plan reads with their tokens.
+
+    Args:
+        full_model: the answer without a plan.
+        planned: the answer with a plan.
+        clip: the file.
+    """
+    shown = [_frames_view(full_model, clip, "full model")]
+    if planned is not None:
+        shown.append(_frames_view(planned, clip, "plan"))
+    return shown
+
+
+def _frames_view(answer: Answer, source: VideoFile, title: str) -> View:
+    clip, document = clip_of(answer, source), answer.selection[0] if answer.selection else None
+    picture, tokens = draw_frames(clip, document, STRIP_WIDTH)
+    counts = f"{answer.tokens.read} of {answer.tokens.full} tokens are read by the language model."
+    legend = () if document is None else legend_of(document)
+    return View(title, f"{summary(clip, document)}. {counts}", picture, tokens, document=document, legend=legend)
 
 
 def _stage_view(answer: Answer, number: int, image: Image.Image) -> View:
@@ -230,12 +256,14 @@ def _place(document: dict[str, Any], token: int) -> str:
     """Describe the position of a token in its crop."""
     tiles = sum(crop["kind"] == "tile" for crop in document["crops"])
     number = 0
-    for crop in document["crops"]:
+    for frame, crop in enumerate(document["crops"]):
         number += crop["kind"] == "tile"
         if token in crop["index"]:
             row, column = divmod(crop["index"].index(token), crop["grid"][1])
             kind = "" if crop["kind"] == "image" else f" of the {crop['kind']}"
             kind = f" of tile {number}" if crop["kind"] == "tile" and tiles > 1 else kind
+            if crop["kind"] == "frame":
+                kind = f" of frame {frame}" + (f" at {crop['seconds']:.1f} s" if "seconds" in crop else "")
             return f"row {row}, column {column}{kind}"
     return "between the rows of the image"
 

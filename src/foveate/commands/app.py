@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from foveate.app.examples import examples as example_questions
+from foveate.app.examples import save_example_clip
 from foveate.console import notes
 from foveate.core.errors import FoveateError
 
@@ -52,7 +53,8 @@ def app(
 ) -> None:
     """Start a browser app that asks a model with and without a plan and shows every token.
 
-    The page shows the answers side by side, also of random tokens and of a smaller image; the tokens that were kept,
+    Questions are about images, and about clips where the model reads them. The page shows the answers side by side,
+    also of random tokens and of a smaller image or fewer frames; the tokens that were kept,
     merged and dropped (click a token for details); token counts and times of every part; and the same question as
     Python and shell code. Tokens can be chosen by hand. By default it is local: it listens on 127.0.0.1, loads nothing
     from other servers and sends no telemetry. Requests are answered one at a time.
@@ -72,7 +74,7 @@ def app(
         # Before the model is loaded, so that a port in use fails at once.
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         with socket.create_server((host, port), family=family) as listening:
-            _serve(listening, model, initial, offered_images, max_new_tokens, dtype, device)
+            _serve(listening, model, initial, offered_images, Path(uploads), max_new_tokens, dtype, device)
 
 
 def _serve(
@@ -80,6 +82,7 @@ def _serve(
     model: str | None,
     plan: Plan | None,
     examples: list[tuple[str, str]],
+    uploads: Path,
     max_new_tokens: int,
     dtype: str,
     device: str | None,
@@ -90,6 +93,7 @@ def _serve(
     from foveate.answering import ask
     from foveate.app.choices import choices
     from foveate.app.page import application, build
+    from foveate.app.session import reads_clips
     from foveate.loading import load
     from foveate.runtime import compress, handle_of
 
@@ -98,8 +102,8 @@ def _serve(
     if handle is not None:
         plan = handle.plan
         handle.restore()  # the page attaches a plan for one question at a time
-    elif plan is not None:
-        compress(net, plan).restore()  # an unsupported plan fails here, not at the first question
+    elif plan is not None and plan.for_model is not None:
+        compress(net, plan.for_model).restore()  # an unsupported plan fails here, not at the first question
     # The first run of a process is slow; the first visitor shall not wait for it.
     ask(Image.new("RGB", (224, 224), "white"), "?", (net, processor), max_new_tokens=2)
     page = build(
@@ -108,6 +112,7 @@ def _serve(
         choices(net),
         plan=None if plan is None else str(plan),
         examples=examples,
+        clip_examples=[save_example_clip(uploads)] if reads_clips((net, processor)) else None,
         max_new_tokens=max_new_tokens,
     )
     host, port = listening.getsockname()[:2]

@@ -82,7 +82,7 @@ def ask(
         bool,
         typer.Option(
             "--decompose",
-            help="Ask about a clip in steps: the model writes simpler questions, which are asked first, and reads their "
+            help="Ask about a clip in steps: the model writes simpler questions, which are asked first, and reads the "
             "answers before the question.",
         ),
     ] = False,

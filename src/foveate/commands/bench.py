@@ -160,8 +160,8 @@ def speed(
     encoder_blocks: Annotated[
         int | None,
         typer.Option(
-            help="Blocks of the vision encoders of random-weight models; all. With one, a run on a CPU takes minutes, and "
-            "the cost of selection shows more: efficiencies are lower bounds.",
+            help="Blocks of the vision encoders of random-weight models; all. With one, clips can be measured on a "
+            "CPU, and the cost of selection shows more: efficiencies are lower bounds.",
             show_default=False,
         ),
     ] = None,

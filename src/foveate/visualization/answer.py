@@ -66,7 +66,7 @@ def draw_answer(answer: Answer, image: Any) -> Image.Image:
         FoveateError: the answer is about several images, or the image or the clip cannot be read.
     """
     if answer.frames is not None:
-        clip = image if isinstance(image, Clip) else _clip_again(answer, image)
+        clip = image if isinstance(image, Clip) else clip_of(answer, image)
         if len(clip.frames) != answer.frames:
             raise FoveateError(f"the answer is about {answer.frames} frames, and this clip has {len(clip.frames)}.")
         strip = draw_strip(clip, answer.selection[0] if answer.selection else None)
@@ -100,7 +100,7 @@ def _stacked(blocks: list[Image.Image]) -> Image.Image:
     return canvas
 
 
-def _clip_again(answer: Answer, source: Any) -> Clip:
+def clip_of(answer: Answer, source: Any) -> Clip:
     """Decode the frames of an answer once more; what a plan composed of frames is composed again."""
     step = None if answer.plan is None else Plan.of(answer.plan).frame_step
     if step is not None and step.method.composes:

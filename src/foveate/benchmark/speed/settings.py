@@ -39,8 +39,8 @@ class SpeedSettings:
         attention: `attn_implementation` of all models.
         threads: Threads of the CPU.
         text: Text part of the shapes.
-        encoder_blocks: Of the encoder of shapes; None: as many as released. The fewer there are, the less of the time to
-            the first token is the encoder's, and the more the cost of selection shows in the efficiency.
+        encoder_blocks: Of the encoder of shapes; None: as many as released. The fewer there are, the less of the time
+            to the first token is the encoder's, and the more the cost of selection shows in the efficiency.
         image: Picture for models that are no shapes; None: a rendered receipt.
         question: What they are asked.
 
@@ -82,7 +82,9 @@ class SpeedSettings:
         if self.frames and (min(self.frames) < 1 or not set(self.models) <= set(clips)):
             raise FoveateError(f"clips have at least one frame, and are measured on {', '.join(clips)}.")
         if self.encoder_blocks is not None and (self.encoder_blocks < 1 or not set(self.models) <= set(SHAPES)):
-            raise FoveateError(f"an encoder has at least one block, and only those of {', '.join(SHAPES)} are shortened.")
+            raise FoveateError(
+                f"an encoder has at least one block, and only those of {', '.join(SHAPES)} are shortened."
+            )
         if not self.models or not self.batches or min(self.repeats, self.text_tokens, self.threads) < 1:
             raise FoveateError("at least one model, one batch, one turn, one text token and one thread are needed.")
         if min(self.batches) < 1 or self.new_tokens < 2:

@@ -129,9 +129,7 @@ def _llava_view(pictures: list[Image.Image]) -> dict[str, Any]:
 
 
 def _llava_next(text: dict[str, Any], blocks: int | None) -> nn.Module:
-    config = LlavaNextConfig(
-        vision_config=_clip(blocks), text_config=Qwen2Config(**text), image_grid_pinpoints=_TILES
-    )
+    config = LlavaNextConfig(vision_config=_clip(blocks), text_config=Qwen2Config(**text), image_grid_pinpoints=_TILES)
     config.image_token_id = IMAGE
     return LlavaNextForConditionalGeneration(config)
 
