@@ -135,20 +135,15 @@ class StepChoice:
     attention: Tensor
     attended: Tensor
 
-    def then(self, later: StepChoice) -> StepChoice:
-        """These, and those of the tokens after them."""
-        return StepChoice(*(torch.cat(parts) for parts in zip(self.parts, later.parts, strict=True)))
 
-    def without_last(self, count: int) -> StepChoice | None:
-        """All but the last `count` tokens; None: there are no others."""
-        if count >= len(self.attended):
-            return None
-        return StepChoice(*(part[:-count] for part in self.parts))
-
-    @property
-    def parts(self) -> tuple[Tensor, Tensor]:
-        """Both tensors."""
-        return self.attention, self.attended
+def without_last(choices: tuple[StepChoice, ...], count: int) -> tuple[StepChoice, ...]:
+    """Choices of parts of a text, without those of its last `count` tokens."""
+    while count and choices:
+        *rest, last = choices
+        if len(last.attended) > count:
+            return (*rest, StepChoice(last.attention[:-count], last.attended[:-count]))
+        choices, count = tuple(rest), count - len(last.attended)
+    return choices
 
 
 @dataclass(frozen=True)
@@ -169,5 +164,5 @@ class DecodeStepMethod(AttentionMethod):
 
         Args:
             attention: (t, N) float32 of the tokens to all cached image tokens of their row, mean over heads.
-            previous: Of the text before them, with one token at least; None: they are the first after the prompt.
+            previous: Of some tokens before them; None: they are the first after the prompt.
         """

@@ -20,7 +20,7 @@ from transformers.cache_utils import DynamicLayer
 
 from foveate import compat
 from foveate.core.errors import FoveateError
-from foveate.core.in_attention import StepChoice
+from foveate.core.in_attention import StepChoice, without_last
 from foveate.kv_cache import MixedLayer
 
 
@@ -69,9 +69,9 @@ class PrunedCacheState:
         self.token_types: Tensor | None = None
         #: Memory of methods that change attention, by layer: for every row a tensor (text tokens, ...).
         self.memory: dict[int, list[Tensor]] = {}
-        #: What text after the prompt attends to, by the first layer of a method that chooses for every token; by row.
-        #: None: there is no such text yet.
-        self.choices: dict[int, list[StepChoice | None]] = {}
+        #: What parts of the text after the prompt attend to, in their order, by the first layer of a method that
+        #: chooses for every token; for every row.
+        self.choices: dict[int, list[tuple[StepChoice, ...]]] = {}
         #: The neurons that generated text uses, by layer: for every row a slice of the MLP.
         self.neurons: dict[int, list[Any]] = {}
         #: For each segment of layers that hold less than the first one: its first layer, and (B, p) the first layer's
@@ -199,7 +199,7 @@ class _PrunedCache:
         state.visual = state.visual[:, :-num_removed]
         state.token_types = None if state.token_types is None else state.token_types[:, : state.columns.shape[1]]
         state.choices = {
-            layer: [choice and choice.without_last(num_removed) for choice in choices]
+            layer: [without_last(row_choices, num_removed) for row_choices in choices]
             for layer, choices in state.choices.items()
         }
         state.memory = {

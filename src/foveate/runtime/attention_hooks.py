@@ -23,7 +23,6 @@ from foveate.core.in_attention import (
     DecodeStepMethod,
     MaskMethod,
     SparseMethod,
-    StepChoice,
 )
 from foveate.core.plan import Step
 from foveate.kv_cache import MixedLayer
@@ -66,29 +65,27 @@ class AttentionHooks:
     def __init__(self, calls: CurrentCalls, steps: dict[int, Step[AttentionMethod]]) -> None:
         self.calls = calls
         self.steps = steps
+        #: The first layer of the step of every layer, of steps that choose cached tokens for every one after a prompt.
+        self._first: dict[int, int] = {}
+        for number, step in steps.items():
+            if isinstance(step.method, DecodeStepMethod):
+                self._first[number] = next(first for first, other in steps.items() if other is step)
         self._local = local()
 
     def attach(self, patches: Patches) -> None:
         """Install the wrappers, until `patches` are undone."""
-        for first, step in self._first_layers().items():
+        for first in sorted(set(self._first.values())):
             measured = self.calls.text.layers[first - 1].self_attn
             patches.before(measured, partial(self._begin, first - 1), with_kwargs=True)
             patches.after(measured, self._end, always_call=True)
-            wrap_attention(patches, measured, partial(self._measure, first, step.method))
+            method: Any = self.steps[first].method
+            wrap_attention(patches, measured, partial(self._measure, first, method))
         for number, step in self.steps.items():
             # Not on the layer: where it is recomputed for its gradient, only the hooks of its submodules run.
             attention = self.calls.text.layers[number].self_attn
             patches.before(attention, partial(self._begin, number), with_kwargs=True)
             patches.after(attention, self._end, always_call=True)
             wrap_attention(patches, attention, partial(self._attend, number, step.method))
-
-    def _first_layers(self) -> dict[int, Step[DecodeStepMethod]]:
-        """Steps that choose cached tokens for every generated one, by the first of their layers."""
-        first: dict[int, Step[Any]] = {}
-        for number, step in self.steps.items():
-            if isinstance(step.method, DecodeStepMethod) and all(other is not step for other in first.values()):
-                first[number] = step
-        return first
 
     def _begin(self, number: int, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         state = self._local.state = self.calls.state_for_layer(kwargs)
@@ -322,7 +319,7 @@ class AttentionHooks:
         if state is None or state.cache_state is None:
             return call.attend()
         if state.images:
-            state.cache_state.choices.setdefault(first, [None] * len(call.query))
+            state.cache_state.choices.setdefault(first, [()] * len(call.query))
         if state.images or not bool(state.cache_state.visual.any()):
             return call.attend()
         length, total = call.query.shape[2], call.key.shape[2]
@@ -331,26 +328,23 @@ class AttentionHooks:
         unattended = torch.zeros(
             len(allowed), length, state.padding_mask.shape[1], dtype=torch.bool, device=keys.text.device
         )
-        before, choices = state.cache_state.choices.get(first), []
+        known, choices = state.cache_state.choices.get(first, [()] * len(allowed)), []
         for row in range(len(allowed)):
             inputs = self._attention_inputs(first - 1, row, call.query, call.key, call.scaling, allowed, keys)
             image = (keys.visual[row] & allowed[row, -1]).nonzero().flatten()
             attention = inputs.rows(torch.arange(length, device=image.device))[:, image]
-            previous: StepChoice | None = None if before is None else before[row]
-            if previous is not None and previous.attention.shape[1] != len(image):
-                previous = None  # another image came, or a part of one left a window
-            choice = method.choose(attention, previous)
+            # Choices among other tokens: another image came, or a part of one left a window.
+            before = known[row] if known[row] and known[row][-1].attention.shape[1] == len(image) else ()
+            choice = method.choose(attention, before[-1] if before else None)
             unattended[row][:, columns[row, image]] = ~choice.attended
-            choices.append(choice if previous is None else previous.then(choice))
+            choices.append((*before, choice))
         state.cache_state.choices[first] = choices
         state.unattended[first] = unattended
         return call.attend()
 
     def _attend_chosen(self, number: int, state: LLMForwardState, call: AttentionCall) -> Any:
         """Attention of tokens after a prompt to the text and to the chosen tokens of images."""
-        step = self.steps[number]
-        first = next(first for first, other in self._first_layers().items() if other is step)
-        unattended = state.unattended.get(first)
+        unattended = state.unattended.get(self._first[number])
         if unattended is None or not bool(unattended.any()):
             return call.attend()
         length, total, columns = call.query.shape[2], call.key.shape[2], self._columns(number, state)

@@ -54,9 +54,9 @@ def steps(model: Any, inputs: dict[str, Any]) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_equals_a_mask_in_later_layers(attention: str) -> None:
-    """Two prompts of other lengths; later layers see what layer 1 attends to, by its own matrix."""
+    """Prompts of other lengths, one without images; later layers see what layer 1 attends to, by its own matrix."""
     model = deep_llava(4)
-    inputs = zoo()["llava"].prompts(model, (((3, 4),), ((2, 3), (4, 3))))
+    inputs = zoo()["llava"].prompts(model, (((3, 4),), ((2, 3), (4, 3)), ()))
     model.set_attn_implementation(attention)
     with compress(model, "dycoke-decoder(prune=0.5, similarity=1)@2,3"):
         found = steps(model, inputs)
