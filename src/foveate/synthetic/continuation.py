@@ -1,4 +1,4 @@
-"""Questions that ask what is written after a word: many characters to copy, found by what stands before them."""
+"""Questions that ask what is written after a word: many characters to copy, found by the word before them."""
 
 from __future__ import annotations
 
