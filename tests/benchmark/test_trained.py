@@ -12,7 +12,18 @@ from typing import Any
 import pytest
 
 from foveate import cli
-from foveate.benchmark.trained import SYSTEMS, System, TrainedSettings, conclude, front, run, systems, trainings
+from foveate.benchmark.trained import (
+    SYSTEMS,
+    VIDEO_SYSTEMS,
+    ClipTrainedSettings,
+    System,
+    TrainedSettings,
+    conclude,
+    front,
+    run,
+    systems,
+    trainings,
+)
 from foveate.benchmark.trained import recipes as bench_recipes
 from foveate.benchmark.trained.claims import CLAIMS, NO_ROW, NOT_SHOWN, REVERSED, SHOWN, Claim
 from foveate.benchmark.trained.formatting import COSTS, markdown, table
@@ -26,6 +37,7 @@ from foveate.models.connectors.registry import connector_of_sizes
 from foveate.models.encoders import encoder_named
 from foveate.models.encoders.configuration import StagedConfig
 from foveate.models.llava.lengths import nested_part
+from foveate.models.video_connectors import all_video_connectors, video_connector_of_sizes
 from foveate.report import build
 
 SETTINGS = TrainedSettings(base="")
@@ -341,3 +353,26 @@ def test_every_connector_of_a_paper_has_a_recipe():
 def test_rows_of_systems_that_are_gone_stay():
     document = {"rows": [_row("old", 36, "10"), _row("average", 36, "11")]}
     assert [row["system"] for row in conclude(document)["rows"]] == ["average", "old"]
+
+
+def test_video_connectors_stand_beside_average_pooling_at_their_number_of_tokens(tmp_path):
+    made = trainings(systems=VIDEO_SYSTEMS)
+    assert {training.system for training in made} == all_video_connectors().keys()
+    pooled = {training.lengths for training in made if training.system == "average"}
+    for training in made:
+        assert training.lengths in pooled
+        recipe = recipe_of(training, ClipTrainedSettings(), tmp_path)
+        options = dict(recipe.model.new.connector)
+        connector = video_connector_of_sizes(options.pop("type"), options)
+        assert training.lengths == (connector.output_shape(8, Grid(8, 8)).size,)
+        assert recipe.model.new.language_model == "embedded" and recipe.model.new.vision_tower is None
+
+
+def test_a_video_connector_is_trained_and_measured(tmp_path, capsys):
+    path = tmp_path / "trained.json"
+    line = ["bench", "trained", "--clips", "--quick", "-o", str(path), "--runs", str(tmp_path / "runs"), "--count", "1"]
+    assert cli.main([*line, "--only", "slow_fast", "--json"]) == 0
+    (row,) = json.loads(path.read_text())["rows"]
+    assert (row["system"], row["tokens"], row["recipe"]) == ("slow_fast", 64, "video/slow_fast")
+    assert set(row["tasks"]) == {*ClipTrainedSettings().tasks} and row["first_token_seconds"]["median"] > 0
+    assert min(row["flops"].values()) > 0 and row["training_cost"]["steps"] == 2

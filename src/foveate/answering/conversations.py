@@ -15,6 +15,7 @@ from transformers.video_utils import VideoMetadata
 from foveate.clips import Clip
 from foveate.core.errors import FoveateError
 from foveate.images import open_image, open_written
+from foveate.models.llava_video import FoveateLlavaVideoProcessor
 from foveate.processors import NoClips
 from foveate.runtime import handle_of
 
@@ -89,8 +90,14 @@ def inputs_of_batch(model: Any, processor: Any, conversations: Sequence[Sequence
     if clips:
         check_clips(model, processor)
         # The frames are those of the clip: a processor that takes some of them again would not know of which times.
-        metadata = [VideoMetadata(**clip.metadata) for clip in clips]
-        options |= {"videos": [clip.frames for clip in clips], "video_metadata": metadata, "do_sample_frames": False}
+        options |= {"videos": [clip.frames for clip in clips]}
+        if isinstance(processor, FoveateLlavaVideoProcessor):
+            options["video_timestamps"] = [clip.timestamps for clip in clips]
+        else:
+            metadata = [VideoMetadata(**clip.metadata) for clip in clips]
+            options |= {"video_metadata": metadata, "do_sample_frames": False}
+    if isinstance(processor, FoveateLlavaVideoProcessor):
+        options["instructions"] = [_last_question(messages) for messages in plain]
     prompts = [prompt_of(processor, messages) for messages in plain]
     bos = getattr(tokenizer_of(processor), "bos_token", None)
     if bos and all(prompt.startswith(bos) for prompt in prompts):  # as in `apply_chat_template`: one is enough
@@ -101,6 +108,8 @@ def inputs_of_batch(model: Any, processor: Any, conversations: Sequence[Sequence
 
 def check_clips(model: Any, processor: Any) -> None:
     """Raise FoveateError if a model takes images only."""
+    if isinstance(processor, FoveateLlavaVideoProcessor):
+        return
     if not hasattr(processor, "video_processor") or getattr(model.config, "video_token_id", None) is None:
         kind = getattr(model.config, "model_type", type(model).__name__)
         raise FoveateError(
@@ -109,6 +118,12 @@ def check_clips(model: Any, processor: Any) -> None:
         )
     if isinstance(processor.video_processor, NoClips):
         processor.video_processor()  # says which package is missing
+
+
+def _last_question(messages: Sequence[dict[str, Any]]) -> str:
+    """Text of the last turn of the user, which a connector that reads the question is given."""
+    (*_, last) = (message for message in messages if message["role"] == "user")
+    return "\n".join(part["text"] for part in last["content"] if part["type"] == "text")
 
 
 def plain_messages(messages: Sequence[dict[str, Any]], processor: Any) -> list[dict[str, Any]]:

@@ -20,12 +20,18 @@ EXAMPLES = """
     foveate bench trained --only tokenpacker-36,average-36
     foveate bench trained
     foveate bench trained --show
+    foveate bench trained --clips --quick
+    foveate bench trained --clips --only slow_fast,average-64
 """
 
 RESULT, RUNS = Path("benchmarks/results/trained.json"), Path("runs/trained")
 #: Result and folder of --quick, and the trainings that it runs.
 QUICK_RUNS, QUICK_ONLY = Path("runs/trained-quick"), ("average-16", "m3")
 QUICK = QUICK_RUNS / "trained.json"
+#: The same with --clips.
+CLIP_RESULT, CLIP_RUNS = Path("benchmarks/results/trained-clips.json"), Path("runs/trained-clips")
+CLIP_QUICK_RUNS, CLIP_QUICK_ONLY = Path("runs/trained-clips-quick"), ("average-64", "slow_fast")
+CLIP_QUICK = CLIP_QUICK_RUNS / "trained.json"
 
 
 def trained(
@@ -36,6 +42,12 @@ def trained(
     show: Annotated[
         bool, typer.Option("--show", help="Show the table, the fronts and the claims of the file; run nothing.")
     ] = False,
+    clips: Annotated[
+        bool,
+        typer.Option(
+            "--clips", help="Video connectors, on rendered clips, in place of connectors and encoders of images."
+        ),
+    ] = False,
     quick: Annotated[
         bool,
         typer.Option("--quick", help="Two trainings of two steps and a few questions, to try the command: a minute."),
@@ -43,8 +55,9 @@ def trained(
     base: Annotated[
         str | None,
         typer.Option(
-            help="Folder or Hub id of a LLaVA model whose vision tower and language model are taken.",
-            show_default="benchmarks/models/measure-llava",
+            help="Folder or Hub id of a LLaVA model whose vision tower and language model are taken; with --clips the "
+            "language model alone.",
+            show_default="benchmarks/models/measure-llava; with --clips embedded",
         ),
     ] = None,
     steps: Annotated[
@@ -58,11 +71,17 @@ def trained(
     device: Annotated[str | None, typer.Option(help="cpu or cuda.", show_default="cpu")] = None,
     max_minutes: MaxMinutes = None,
     runs: Annotated[
-        Path | None, typer.Option(help="Folder of checkpoints and models.", show_default="runs/trained")
+        Path | None,
+        typer.Option(help="Folder of checkpoints and models.", show_default="runs/trained, or runs/trained-clips"),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="JSON file of the table.", show_default="benchmarks/results/trained.json"),
+        typer.Option(
+            "--output",
+            "-o",
+            help="JSON file of the table.",
+            show_default="benchmarks/results/trained.json, or trained-clips.json",
+        ),
     ] = None,
     as_json: ResultAsJson = False,
 ) -> None:
@@ -71,22 +90,29 @@ def trained(
     All trainings start from the same language model and frozen vision tower, with the same images, steps and seed;
     encoders are trained from random weights, as is the control vit that they are compared with. Trainings run one after
     another. Finished ones are skipped, and a run that was stopped or killed continues from its checkpoint when the
-    command is repeated. The claim of every paper is listed with the difference that the rows show.
+    command is repeated. With --clips, video connectors stand beside average pooling at the same number of tokens, each
+    with a vision tower from random weights. The claim of every paper on images is listed with the
+    difference that the rows show.
     """
     from foveate.benchmark import trained as benchmark
     from foveate.benchmark.trained.settings import quick as quick_settings
 
-    path = output or (QUICK if quick else RESULT)
+    usual_path, usual_runs, usual_only = (CLIP_RESULT, CLIP_RUNS, ()) if clips else (RESULT, RUNS, ())
+    if quick:
+        usual = (CLIP_QUICK, CLIP_QUICK_RUNS, CLIP_QUICK_ONLY) if clips else (QUICK, QUICK_RUNS, QUICK_ONLY)
+        usual_path, usual_runs, usual_only = usual
+    path = output or usual_path
     if show:
         document = _read(path)
     else:
-        settings = quick_settings() if quick else benchmark.TrainedSettings()
+        kind = benchmark.ClipTrainedSettings if clips else benchmark.TrainedSettings
+        settings = quick_settings(kind) if quick else kind()
         given = {"base": base, "steps": steps, "count": count, "seed": seed, "threads": threads, "device": device}
         document = benchmark.run(
             dataclasses.replace(settings, **{name: value for name, value in given.items() if value is not None}),
             path,
-            runs or (QUICK_RUNS if quick else RUNS),
-            only=names_in(only) or (QUICK_ONLY if quick else ()),
+            runs or usual_runs,
+            only=names_in(only) or usual_only,
             max_minutes=max_minutes,
             command=command_line(),
             report=lambda line: notes.print(line, markup=False),

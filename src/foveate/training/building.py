@@ -22,11 +22,11 @@ from foveate.core.weights import DATA_ONLY
 from foveate.loading import load
 from foveate.methods.decoder.dpn import DPN
 from foveate.models.connectors.connector import Connector
-from foveate.models.connectors.registry import connector_of_sizes
 from foveate.models.encoders import encoder_named
 from foveate.models.encoders.sit import SiTModel, initialize_from_teacher
 from foveate.models.llava_uhd.vision_remember import add_vision_remember
 from foveate.models.llava_uhd.voco import add_voco_tokens
+from foveate.models.llava_video.configuration import TEXT_ENCODERS
 from foveate.training.architectures import ARCHITECTURES, Architecture, architecture_named, architecture_of
 from foveate.training.methods import dpn
 from foveate.training.recipe import ModelChoice, NewModel
@@ -98,7 +98,8 @@ def new_model(new: NewModel, seed: int) -> tuple[PreTrainedModel, ProcessorMixin
     processor = architecture.processor(vision, new.images, tokenizer, connector)
     # The placeholder may just have been added to the tokenizer.
     text.vocab_size = max(text.vocab_size, len(tokenizer))
-    config = architecture.config(vision, text, processor, connector)
+    instruction = _instruction(new, architecture)
+    config = architecture.config(vision, text, processor, connector, **instruction)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = architecture.model(config)
@@ -241,6 +242,8 @@ def _vision(new: NewModel, architecture: Architecture) -> Any:
     kind = fields.pop("type", None)
     if kind is None:
         return _configured(architecture.vision_class, fields, "model.new.vision")
+    if kind in architecture.vision_classes:
+        return _configured(architecture.vision_classes[kind], fields, "model.new.vision")
     if not architecture.takes_encoders:
         able = ", ".join(name for name, other in ARCHITECTURES.items() if other.takes_encoders)
         raise FoveateError(
@@ -270,9 +273,27 @@ def _connector(new: NewModel, architecture: Architecture) -> Connector | None:
     if not isinstance(kind, str):
         raise FoveateError("model.new.connector: the key type, which names the connector, is missing.")
     try:
-        return connector_of_sizes(kind, options)
+        return architecture.connector_of(kind, options)
     except FoveateError as error:
         raise FoveateError(f"model.new.connector: {error}") from error
+
+
+def _instruction(new: NewModel, architecture: Architecture) -> dict[str, Any]:
+    """The configuration of a recipe's text encoder for instructions, as an argument; empty where it names none.
+
+    Raises:
+        FoveateError: the architecture has no place for one, or a field does not exist.
+    """
+    if not new.instruction:
+        return {}
+    if not architecture.takes_instructions:
+        able = ", ".join(name for name, other in ARCHITECTURES.items() if other.takes_instructions)
+        raise FoveateError(f"model.new.instruction: {architecture.name} has no place for it; it is for {able}.")
+    fields = dict(new.instruction)
+    kind = fields.pop("model_type", None)
+    if kind not in TEXT_ENCODERS:
+        raise FoveateError(f"model.new.instruction.model_type: possible are {', '.join(TEXT_ENCODERS)}, not {kind!r}.")
+    return {"instruction": _configured(type(AutoConfig.for_model(kind)), fields, "model.new.instruction")}
 
 
 def _tokenizer(name: str) -> PreTrainedTokenizerBase:

@@ -13,6 +13,7 @@ from foveate.clips import Clip
 from foveate.core.errors import FoveateError
 from foveate.core.tokens import Grid
 from foveate.images import open_image
+from foveate.models.video_connectors import VideoConnector
 from foveate.training.architectures import ARCHITECTURES, architecture_of
 from foveate.training.attention_supervision import NO_TARGET, answer_token_indices, question_token_indices
 from foveate.training.dense_labels import UNKNOWN, cell_targets, colour_targets, page_targets, usual_cells
@@ -59,6 +60,13 @@ class Collator:
         lengths: bool = False,
     ) -> None:
         connector = getattr(processor, "connector", None)
+        if isinstance(connector, VideoConnector) and (
+            cells or colours or answer_attention or question_attention or pages or window is not None or lengths
+        ):
+            raise FoveateError(
+                f"images and clips are read by the video connector {connector.name}: train on answers alone, without "
+                "losses on characters, colors, pages and attention, without `window`, and with `lengths: full`."
+            )
         if (answer_attention or question_attention) and connector is not None and not connector.spatial:
             raise FoveateError(
                 f"attention supervision needs tokens that stand for parts of the image, and those of {connector.name} "
@@ -201,6 +209,10 @@ class Collator:
             grid: (rows, columns) of patches, of a clip after the number of frames; with views, height and width in
                 pixels.
         """
+        connector = getattr(self.processor, "connector", None)
+        if isinstance(connector, VideoConnector):
+            frames, rows, columns = grid if len(grid) == 3 else (connector.image_frames, *grid)
+            return placeholder * connector.output_shape(frames, Grid(rows, columns)).size
         if placeholder != self.processor.image_token:
             frames, rows, columns = grid
             return placeholder * (frames * (rows >> self.stages) * (columns >> self.stages))
@@ -247,6 +259,7 @@ class Collator:
             attention_mask[row, : len(ids)] = 1
         batch = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
         batch |= self.architecture.text_inputs(self.processor, input_ids)
+        batch |= self.architecture.instructions(self.processor, examples)
         for name, places in (("answer_targets", answer_targets), ("question_targets", question_targets)):
             if places:
                 batch[name] = torch.full_like(labels, NO_TARGET)

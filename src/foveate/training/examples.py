@@ -10,6 +10,7 @@ from typing import TypedDict
 from PIL import Image
 
 from foveate.clips import Clip
+from foveate.core.errors import FoveateError
 from foveate.training.dense_labels import Character
 
 PLACEHOLDER, CLIP_PLACEHOLDER = "<image>", "<video>"
@@ -77,6 +78,20 @@ class Example:
         """Build an example of one clip and one question with its answer; `more` are further turns."""
         turns = _turns(CLIP_PLACEHOLDER, [(question, answer), *more])
         return cls([], turns, task=task, clips=[clip], places=places, named=named or {})
+
+    def instruction(self) -> str:
+        """What the images or clips are asked about: the only question.
+
+        Raises:
+            FoveateError: There are several questions, of which each would read them differently.
+        """
+        asked = [turn["value"] for turn in self.conversations if turn["from"] == "human"]
+        if len(asked) != 1:
+            raise FoveateError(
+                "a connector that reads the question learns from one question for each image or clip: set "
+                f"`questions: 1`, or divide conversations such as one of {len(asked)} questions."
+            )
+        return asked[0]
 
 
 def _turns(placeholder: str, asked: Sequence[tuple[str, str]]) -> list[Turn]:

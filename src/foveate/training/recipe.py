@@ -27,7 +27,8 @@ class NewModel:
 
     Args:
         vision: Fields of the vision tower's configuration (`ViTUHDConfig` for LLaVA-UHD); with `type`, an encoder of
-            `foveate.models.encoders` and its fields, for `llava` and `llava-uhd`.
+            `foveate.models.encoders` and its fields, for `llava`, `llava-uhd` and `llava-video`; for `llava-video` also
+            `siglip_vision_model`.
         text: Fields of the language model's configuration, with its `model_type`. The vocabulary and the special
             tokens follow the tokenizer.
         tokenizer: `bytes` (256 bytes and the special tokens), or a folder or Hub id with a tokenizer.
@@ -35,9 +36,12 @@ class NewModel:
         images: Settings of the image processor; patch size and stages follow `vision`. For `llava` also `layout`, the
             `name` of a layout of views (`foveate.models.llava.layouts`) and its options. For `qwen2.5-vl` also `clips`,
             settings of the video processor such as `min_pixels` and `max_pixels` of a frame.
-        architecture: `llava-uhd`, `llava` (a CLIP tower) or `qwen2.5-vl`.
+        architecture: `llava-uhd`, `llava` (a CLIP tower), `llava-video` (the same for clips) or `qwen2.5-vl`.
         connector: `type`, a connector of `foveate.models.connectors`, and its options, for `llava-uhd` and `llava`; by
-            default two linear layers.
+            default two linear layers. For `llava-video` one of `foveate.models.video_connectors`; by default `average`.
+        instruction: Fields of the configuration of a text encoder, with its `model_type` (`clip_text_model` or
+            `siglip_text_model`), for connectors of `llava-video` that read the question with one. It is trained with
+            `connector`.
         language_model: Folder or Hub id of a model whose language model's weights are taken to start with, or
             `embedded`; random weights by default.
         vision_tower: The same for the vision tower. Where its image size differs, position embeddings are resized.
@@ -50,6 +54,7 @@ class NewModel:
     images: dict[str, Any] = field(default_factory=dict)
     architecture: str = "llava-uhd"
     connector: dict[str, Any] = field(default_factory=dict)
+    instruction: dict[str, Any] = field(default_factory=dict)
     language_model: str | None = None
     vision_tower: str | None = None
 
@@ -152,7 +157,7 @@ class Rendered:
 
 @dataclass(frozen=True)
 class Clips:
-    """Clips rendered while training, by `foveate.synthetic.clips`, for `qwen2.5-vl`.
+    """Clips rendered while training, by `foveate.synthetic.clips`, for `qwen2.5-vl` and `llava-video`.
 
     Args:
         tasks: Weight of every task (`foveate.synthetic.clips.CLIP_TASKS`); empty means all alike.

@@ -104,7 +104,7 @@ class Run:
             if any(data.clips is not None for data in stage.data) and not training_model.architecture.takes_clips:
                 raise FoveateError(
                     f"stage {stage.name}: {training_model.architecture.name} reads no clips; train it on images, or "
-                    "choose qwen2.5-vl."
+                    "choose qwen2.5-vl or llava-video."
                 )
             varied = lengths_of(stage, processor) != "full"
             with (

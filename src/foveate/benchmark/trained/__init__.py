@@ -8,11 +8,13 @@ has the table of what is trained, `recipes` the recipe of a training, `running` 
 
 from foveate.benchmark.trained.formatting import front, table
 from foveate.benchmark.trained.running import conclude, run
-from foveate.benchmark.trained.settings import TrainedSettings
-from foveate.benchmark.trained.systems import SYSTEMS, System, Training, systems_by_name, trainings
+from foveate.benchmark.trained.settings import ClipTrainedSettings, TrainedSettings
+from foveate.benchmark.trained.systems import SYSTEMS, VIDEO_SYSTEMS, System, Training, systems_by_name, trainings
 
 __all__ = [
     "SYSTEMS",
+    "VIDEO_SYSTEMS",
+    "ClipTrainedSettings",
     "System",
     "TrainedSettings",
     "Training",

@@ -14,11 +14,14 @@ import torch
 from foveate.answering.conversations import inputs_of_batch
 from foveate.benchmark import profiling
 from foveate.cost import flops
+from foveate.models.llava_video import FoveateLlavaVideoProcessor
 from foveate.runtime import compress
 from foveate.synthetic import render
+from foveate.synthetic.clips import render_clip
 from foveate.training.architectures import architecture_of
 from foveate.training.batch_stream import BatchStream
 from foveate.training.building import build_model, vision_tower_of
+from foveate.training.clip_source import clip_of
 from foveate.training.collate import Collator
 from foveate.training.lengths import lengths_of
 from foveate.training.losses import counts_of, weighted
@@ -31,7 +34,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 @dataclass(frozen=True)
 class Prompted:
-    """A model with the inputs of one question about one image, under a plan or none."""
+    """A model with the inputs of one question about one image or clip, under a plan or none."""
 
     model: Any
     inputs: Any
@@ -40,8 +43,12 @@ class Prompted:
     @classmethod
     def of(cls, model: Any, processor: Any, plan: str | None = None) -> Prompted:
         """Prepare the question that all models are measured with."""
-        sample = render("read_word", 0, split="heldout", size=(128, 96), difficulty=0.0)
-        content = [{"type": "image", "image": sample.image}, {"type": "text", "text": "Which word is this?"}]
+        if isinstance(processor, FoveateLlavaVideoProcessor):
+            moving = render_clip("clip_moving", 0, "heldout", (112, 112), seconds=4, fps=2, difficulty=0.0)
+            content = [{"type": "video", "video": clip_of(moving)}, {"type": "text", "text": "Which shape moves?"}]
+        else:
+            sample = render("read_word", 0, split="heldout", size=(128, 96), difficulty=0.0)
+            content = [{"type": "image", "image": sample.image}, {"type": "text", "text": "Which word is this?"}]
         # The FLOP counter of torch fails where a module gets a parameter that requires gradients as its input.
         model = model.eval().requires_grad_(False)
         return cls(model, inputs_of_batch(model, processor, [[{"role": "user", "content": content}]]), plan)
@@ -52,7 +59,7 @@ class Prompted:
 
     @torch.inference_mode()
     def first_token(self) -> int:
-        """Encode the image, read the prompt, and choose one token."""
+        """Encode the image or the clip, read the prompt, and choose one token."""
         return int(self.model(**self.inputs, use_cache=True, logits_to_keep=1).logits[0, -1].argmax())
 
 

@@ -46,7 +46,7 @@ def recipe_of(training: Training, settings: TrainedSettings, output: Path) -> Re
         train=train,
         steps=settings.steps or stage.steps,
         batch_size=settings.train_batch_size or stage.batch_size,
-        lengths=_lengths(training, connector["type"]),
+        lengths=None if new.architecture == "llava-video" else _lengths(training, connector["type"]),
         loss=replace(stage.loss, recalibration=training.recalibration),
         teacher=tower if training.recalibration else None,
     )

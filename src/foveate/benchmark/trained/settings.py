@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from foveate.benchmark.questions import QuestionSettings
+from foveate.benchmark.tasks import ClipSettings, Item, items
+from foveate.benchmark.trained.systems import SYSTEMS, VIDEO_SYSTEMS, System
 from foveate.core.errors import FoveateError
 
 #: The LLaVA model of this repository whose vision tower and language model are taken; see `TrainedSettings`.
@@ -42,6 +45,8 @@ class TrainedSettings(QuestionSettings):
         FoveateError: If something is not known or not possible.
     """
 
+    systems: ClassVar[tuple[System, ...]] = SYSTEMS
+
     tasks: tuple[str, ...] = ("shape_colour", "count_shapes", "shape_exists", "read_word", "easy_vqa")
     count: int = 200
     sides: tuple[int, int] = (80, 136)
@@ -67,6 +72,27 @@ class TrainedSettings(QuestionSettings):
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
 
-def quick() -> TrainedSettings:
+@dataclass(frozen=True, kw_only=True)
+class ClipTrainedSettings(TrainedSettings):
+    """Settings of video connectors, on clips of 8 frames as their recipes render them.
+
+    All trainings start from the language model of `base`, by default the embedded one, and train the vision tower from
+    random weights with the connector.
+    """
+
+    systems: ClassVar[tuple[System, ...]] = VIDEO_SYSTEMS
+    #: Of the questions, as in the recipes.
+    clips: ClassVar[ClipSettings] = ClipSettings(size=(112, 112), seconds=(4, 4), fps=2.0)
+
+    tasks: tuple[str, ...] = ("clip_order", "clip_count", "clip_direction", "clip_moving", "clip_change")
+    difficulty: float = 0.0
+    base: str = "embedded"
+
+    def items_of(self, task: str) -> Iterator[Item]:
+        """See `QuestionSettings.items_of`."""
+        return items(task, self.count, difficulty=self.difficulty, clips=self.clips)
+
+
+def quick(settings: type[TrainedSettings] = TrainedSettings) -> TrainedSettings:
     """Settings that take seconds and say nothing about accuracy, for trying the command."""
-    return TrainedSettings(base="", count=2, steps=2, train_batch_size=4, batch_size=2, turns=1)
+    return settings(base="", count=2, steps=2, train_batch_size=4, batch_size=2, turns=1)

@@ -171,6 +171,29 @@ SYSTEMS: tuple[System, ...] = (
     ),
 )  # fmt: skip
 
+#: The tower of the recipes of video connectors, which every training of clips starts from random weights.
+_CLIP_TOWER = {
+    "hidden_size": 192, "num_hidden_layers": 5, "num_attention_heads": 3, "intermediate_size": 768, "image_size": 112,
+    "patch_size": 14,
+}  # fmt: skip
+_SIGLIP_TOWER = {**_CLIP_TOWER, "type": "siglip_vision_model"}
+_PVC_TOWER = {**_CLIP_TOWER, "type": "temporal_pvc", "temporal_layers": 2}
+
+#: Video connectors, on clips of 8 frames of 8 x 8 patches; every one has average pooling at its number of tokens.
+VIDEO_SYSTEMS: tuple[System, ...] = (
+    System(
+        "average",
+        {128: {}, 72: {"scale": 3}, 64: {"frames_per_token": 2}, 32: {"frames_per_token": 4}},
+        recipe="video/average", encoder=_CLIP_TOWER, control=True,
+    ),
+    System("slow_fast", {64: {}}, recipe="video/slow_fast", encoder=_CLIP_TOWER),
+    System("crosslmm", {32: {}}, recipe="video/crosslmm", encoder=_CLIP_TOWER),
+    System("vqtoken", {32: {}}, recipe="video/vqtoken", encoder=_CLIP_TOWER),
+    System("b_vllm", {64: {}}, recipe="video/b_vllm", encoder=_CLIP_TOWER),
+    System("temporal_pvc", {32: {}}, recipe="video/temporal_pvc", encoder=_PVC_TOWER),
+    System("hicom", {72: {}}, recipe="video/hicom", encoder=_SIGLIP_TOWER),
+)  # fmt: skip
+
 #: Lengths whose trainings run first, after the nested ones: an unfinished table then compares systems at one length.
 _FIRST = (36, 9, 144, 16, 4)
 
@@ -180,16 +203,17 @@ def systems_by_name() -> dict[str, System]:
     return {system.name: system for system in SYSTEMS}
 
 
-def trainings(only: Sequence[str] = ()) -> list[Training]:
+def trainings(only: Sequence[str] = (), systems: Sequence[System] = SYSTEMS) -> list[Training]:
     """Trainings in the order in which they run.
 
     Args:
         only: Names of systems or trainings; empty: all. Those that they start from are added.
+        systems: Of one table.
 
     Raises:
         FoveateError: A name is none of them.
     """
-    made = [training for system in SYSTEMS for training in system.trainings]
+    made = [training for system in systems for training in system.trainings]
     known = dict.fromkeys(name for training in made for name in (training.system, training.name))
     if unknown := [name for name in only if name not in known]:
         raise FoveateError(f"there is no training {unknown[0]!r}; possible are {', '.join(known)}.")

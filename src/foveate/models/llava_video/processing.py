@@ -141,15 +141,15 @@ class FoveateLlavaVideoProcessor(LlavaProcessor):
         plain = list(text)
         extra: dict[str, Any] = {}
         if clips:
-            pixels = [self._frames(clip, kwargs) for clip in clips]
-            extra = _padded(pixels) | _padded_timestamps(video_timestamps, [len(clip) for clip in pixels])
-            counts = iter([self.tokens_of(len(clip), *clip.shape[-2:]) for clip in pixels])
+            extra, sizes = self.clip_inputs(clips, video_timestamps, **kwargs)
+            counts = iter([self.tokens_of(*size) for size in sizes])
             text = [_replaced(prompt, self.video_token, counts) for prompt in text]
         if self.connector.reads_text:
             asked = plain if instructions is None else list(instructions)
             if len(asked) != len(plain):
                 raise FoveateError(f"there are {len(plain)} prompts and {len(asked)} instructions.")
-            extra |= self._instruction_ids(plain, asked, found)
+            pictures = [prompt.count(self.image_token) for prompt in plain]
+            extra |= self.instruction_ids(asked, pictures, found)
         batch = super().__call__(images=images, text=text, **kwargs)
         batch.update(extra)
         return batch
@@ -165,8 +165,35 @@ class FoveateLlavaVideoProcessor(LlavaProcessor):
         own = {name: kwargs[name] for name in names if name in kwargs}
         return self.image_processor(list(clip), return_tensors="pt", **own)["pixel_values"]
 
-    def _instruction_ids(self, prompts: list[str], asked: list[str], clips: list[int]) -> dict[str, Tensor]:
-        """`video_instruction_ids` and `image_instruction_ids`, one row for every clip and image."""
+    def clip_inputs(
+        self, clips: Sequence[Sequence[Any]], timestamps: Sequence[Sequence[float]] | None = None, **kwargs: Any
+    ) -> tuple[dict[str, Tensor], list[tuple[int, int, int]]]:
+        """Process clips without prompts.
+
+        Args:
+            clips: Frames of each, as images or as `(T, H, W, 3)`.
+            timestamps: Seconds of the frames of every clip; None: unknown.
+            **kwargs: Options of the image processor.
+
+        Returns:
+            `pixel_values_videos`, `frame_counts` and `video_timestamps`, and the frames, height and width in pixels of
+            every clip.
+
+        Raises:
+            FoveateError: Frames have several sizes, or timestamps are not those of the frames.
+        """
+        pixels = [self._frames(clip, kwargs) for clip in clips]
+        inputs = _padded(pixels) | _padded_timestamps(timestamps, [len(clip) for clip in pixels])
+        return inputs, [(len(clip), *clip.shape[-2:]) for clip in pixels]
+
+    def instruction_ids(self, asked: Sequence[str], images: Sequence[int], clips: Sequence[int]) -> dict[str, Tensor]:
+        """`video_instruction_ids` and `image_instruction_ids`, one row for every clip and image.
+
+        Args:
+            asked: What each prompt asks.
+            images: How many images each prompt has.
+            clips: How many clips each prompt has.
+        """
         tokenizer = self._words_tokenizer()
         ids = []
         for words in asked:
@@ -178,8 +205,7 @@ class FoveateLlavaVideoProcessor(LlavaProcessor):
                 row = tokenizer(plain, padding_side="right", **length)["input_ids"]
             ids.append(torch.tensor(row, dtype=torch.int64))
         padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=NO_WORD)
-        pictures = [prompt.count(self.image_token) for prompt in prompts]
-        rows = {"video_instruction_ids": clips, "image_instruction_ids": pictures}
+        rows = {"video_instruction_ids": clips, "image_instruction_ids": images}
         return {name: padded.repeat_interleave(torch.tensor(n), 0) for name, n in rows.items() if sum(n)}
 
     def _words_tokenizer(self) -> Any:

@@ -8,9 +8,11 @@ from foveate.core.errors import FoveateError
 from foveate.training.architectures.architecture import Architecture
 from foveate.training.architectures.llava import Llava
 from foveate.training.architectures.llava_uhd import LlavaUHD
+from foveate.training.architectures.llava_video import LlavaVideo
 from foveate.training.architectures.qwen2_5_vl import Qwen25VL
 
-ARCHITECTURES: dict[str, Architecture] = {a.name: a for a in (LlavaUHD(), Llava(), Qwen25VL())}
+#: A model is of the first whose classes it has: those of LLaVA for clips derive from those of LLaVA.
+ARCHITECTURES: dict[str, Architecture] = {a.name: a for a in (LlavaUHD(), LlavaVideo(), Llava(), Qwen25VL())}
 
 
 def architecture_named(name: str) -> Architecture:

@@ -13,6 +13,7 @@ from foveate.core.errors import FoveateError
 from foveate.models.connectors.connector import Connector
 from foveate.models.connectors.registry import connector_of_sizes, options_of_config
 from foveate.models.llava_uhd.tokenizer import byte_tokenizer
+from foveate.training.examples import Example
 
 #: Receives what a hook recorded: a name (`tokens`, `windows`, `grids` or `cls`) and the tensor.
 Keep = Callable[[str, torch.Tensor], None]
@@ -27,6 +28,8 @@ class Architecture:
     processor_class: ClassVar[type]
     #: Configuration class of the vision tower, whose fields `model.new.vision` sets.
     vision_class: ClassVar[type]
+    #: Other configuration classes, by the `type` that recipes name (`model.new.vision.type`).
+    vision_classes: ClassVar[Mapping[str, type]] = {}
     #: What a recipe may set of the image processor.
     image_settings: ClassVar[tuple[str, ...]]
     #: Name of the vision tower in parameter names, with dots around it.
@@ -40,10 +43,20 @@ class Architecture:
     takes_connectors: ClassVar[bool] = False
     #: Whether `clips` makes inputs of clips.
     takes_clips: ClassVar[bool] = False
+    #: Whether a recipe can add a text encoder that reads instructions (`model.new.instruction`), to `config` too.
+    takes_instructions: ClassVar[bool] = False
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer `bytes`, with the special tokens that the model wants."""
         return byte_tokenizer()
+
+    def connector_of(self, kind: str, options: Mapping[str, Any]) -> Any:
+        """The connector that a recipe names, without weights.
+
+        Raises:
+            FoveateError: There is no such connector or option, or an option has an impossible value.
+        """
+        return connector_of_sizes(kind, options)
 
     def processor(
         self,
@@ -132,7 +145,11 @@ class Architecture:
         Raises:
             FoveateError: models of this kind read no clips.
         """
-        raise FoveateError(f"{self.name} reads no clips; train it on images, or choose qwen2.5-vl.")
+        raise FoveateError(f"{self.name} reads no clips; train it on images, or choose qwen2.5-vl or llava-video.")
+
+    def instructions(self, processor: Any, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+        """Inputs that hold what images and clips are asked about, for connectors that read it."""
+        return {}
 
     def text_inputs(self, processor: Any, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
         """Inputs next to the ids (B, T), their mask and the images."""
@@ -143,3 +160,12 @@ class Architecture:
         if self.tower in name:
             return "stages" if self.stage is not None and self.stage in name else "vision_tower"
         return "connector" if self.connector is not None and self.connector in name else "language_model"
+
+
+def clip_tokenizer() -> PreTrainedTokenizerBase:
+    """The tokenizer `bytes`, with a placeholder for clips too."""
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<video>"]}, replace_extra_special_tokens=False)
+    tokenizer.video_token = "<video>"
+    tokenizer.init_kwargs["video_token"] = "<video>"  # what a saved tokenizer knows
+    return tokenizer

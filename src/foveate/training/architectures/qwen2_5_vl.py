@@ -20,8 +20,7 @@ from transformers.video_utils import VideoMetadata
 from foveate.clips import Clip
 from foveate.models.connectors.connector import Connector
 from foveate.models.llava_uhd.chat_template import CLIP_CHAT_TEMPLATE
-from foveate.models.llava_uhd.tokenizer import byte_tokenizer
-from foveate.training.architectures.architecture import Architecture, Keep
+from foveate.training.architectures.architecture import Architecture, Keep, clip_tokenizer
 
 
 class Qwen25VL(Architecture):
@@ -39,11 +38,7 @@ class Qwen25VL(Architecture):
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """See `Architecture.tokenizer`; there is one for frames of a video too."""
-        tokenizer = byte_tokenizer()
-        tokenizer.add_special_tokens({"extra_special_tokens": ["<video>"]}, replace_extra_special_tokens=False)
-        tokenizer.video_token = "<video>"
-        tokenizer.init_kwargs["video_token"] = "<video>"  # what a saved tokenizer knows
-        return tokenizer
+        return clip_tokenizer()
 
     def processor(
         self,

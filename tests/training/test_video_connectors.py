@@ -1,0 +1,139 @@
+"""Video connectors in recipes: batches, gradients, a training, and the recipes of the repository."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import foveate
+from foveate import FoveateError
+from foveate.answering.conversations import inputs_of_batch
+from foveate.models.video_connectors import all_video_connectors
+from foveate.training.building import new_model
+from foveate.training.clip_source import ClipSource
+from foveate.training.collate import Collator
+from foveate.training.recipe import Clips, NewModel, Sizes
+from foveate.training.recipe_file import parse_recipe, read_recipe
+from foveate.training.run import Run
+from foveate.training.training_model import TrainingModel
+from tests.models.llava_video.small_llava_video import words_config
+from tests.models.video_connectors.small_options import JOINT, SMALL
+from tests.training.small_training import TEXT, recipe, small_stage
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes" / "video").glob("*.yaml"))
+SIDE = 84
+VISION = {
+    "hidden_size": 48,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "image_size": SIDE,
+    "patch_size": 14,
+}
+CLIPS: dict[str, Any] = {
+    "sizes": {"width": [SIDE, SIDE], "height": [SIDE, SIDE]}, "seconds": [3, 4], "fps": [1.0], "questions": 1
+}  # fmt: skip
+TRAIN = {"connector": 1e-3, "language_model": 1e-3}
+
+
+def new_fields(name: str) -> dict[str, Any]:
+    """Fields of a small model with a connector."""
+    vision: dict[str, Any] = dict(VISION)
+    fields: dict[str, Any] = {"architecture": "llava-video", "text": copy.deepcopy(TEXT)}
+    if name in JOINT:
+        vision["type"] = "siglip_vision_model"
+        kept = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+        words = words_config().to_dict()
+        fields["instruction"] = {
+            "model_type": "siglip_text_model",
+            "projection_size": 48,
+            "max_position_embeddings": 64,
+        }
+        fields["instruction"] |= {key: words[key] for key in kept}
+    elif name == "temporal_pvc":
+        vision |= {"type": "temporal_pvc", "temporal_layers": 1}
+    return fields | {"vision": vision, "connector": {"type": name, **SMALL.get(name, {})}}
+
+
+def examples_of(count: int, questions: int = 1) -> list[Any]:
+    source = ClipSource(
+        Clips(sizes=Sizes((SIDE, SIDE), (SIDE, SIDE)), seconds=(3, 4), fps=[1.0], questions=questions), 14
+    )
+    return [draw() for draw in source.draws(range(count), 0.0, np.random.default_rng(0))]
+
+
+@pytest.mark.parametrize("name", all_video_connectors())
+def test_training_inputs_are_those_of_a_question(name: str) -> None:
+    model, processor = new_model(NewModel(**new_fields(name)), seed=0)
+    first, second = examples_of(2)
+    batch = Collator(processor)([first, second])
+    question = first.conversations[0]["value"].removeprefix("<video>\n")
+    content = [{"type": "video", "video": first.clips[0]}, {"type": "text", "text": question}]
+    inputs = inputs_of_batch(model.eval(), processor, [[{"role": "user", "content": content}]])
+    length, frames = inputs["input_ids"].shape[1], len(first.clips[0].frames)
+    assert torch.equal(batch["input_ids"][:1, :length], inputs["input_ids"])
+    for key in ("pixel_values_videos", "video_timestamps"):
+        assert torch.equal(batch[key][:1, :frames], inputs[key]), key
+    assert ("video_instruction_ids" in batch) == ("video_instruction_ids" in inputs) == processor.connector.reads_text
+    if processor.connector.reads_text:
+        words = inputs["video_instruction_ids"][0]
+        assert torch.equal(batch["video_instruction_ids"][0, : len(words)], words)
+
+    trained = TrainingModel(model)
+    sums = trained(**batch)
+    answers = [example.conversations[1]["value"] for example in (first, second)]
+    assert int(sums["answer_tokens"]) == sum(len(answer) + 1 for answer in answers)
+    sums["answer_loss"].backward()
+    moved = {trained.part_of(f"model.{key}") for key, value in model.named_parameters() if value.grad is not None}
+    assert moved == {"vision_tower", "connector", "language_model"}
+
+
+def test_a_recipe_trains_a_connector_and_the_model_answers(tmp_path: Path) -> None:
+    content = recipe(tmp_path / "run", small_stage([{"clips": CLIPS}], train=TRAIN, steps=2, batch_size=2))
+    content["model"] = {"new": new_fields("slow_fast")}
+    result = Run(parse_recipe(content), output=tmp_path / "run").train()
+    assert result.finished
+    model, processor = foveate.load(tmp_path / "run" / "model")
+    (example,) = examples_of(1)
+    answer = foveate.ask(example.clips[0], "What moves?", (model, processor), max_new_tokens=3)
+    # Frames of 6 x 6 patches, pooled to 3 x 3; one of two frames is in the sequence.
+    assert answer.frames == len(example.clips[0].frames) and answer.tokens.read == answer.frames // 2 * 9
+    assert answer.tokens.generated == 3 or answer.text
+
+
+def test_what_is_not_possible_is_refused() -> None:
+    for change, message in (
+        ({"connector": {"type": "averag"}}, "averag"),
+        (
+            {"architecture": "llava", "connector": {}, "instruction": {"model_type": "clip_text_model"}},
+            "no place for it",
+        ),
+        ({"instruction": {"model_type": "bert"}}, "possible are clip_text_model"),
+    ):
+        with pytest.raises(FoveateError, match=message):
+            new_model(NewModel(**new_fields("average") | change), seed=0)
+    _, processor = new_model(NewModel(**new_fields("b_vllm")), seed=0)
+    with pytest.raises(FoveateError, match="read by the video connector b_vllm: train on answers alone"):
+        Collator(processor, colours=True)
+    several = [one for one in examples_of(8, questions=3) if len(one.conversations) > 2]
+    with pytest.raises(FoveateError, match="one question for each image or clip"):
+        Collator(processor)(several[:1])
+
+
+def test_every_connector_has_a_recipe() -> None:
+    assert {path.stem for path in RECIPES} >= all_video_connectors().keys()
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_of_the_repository_can_be_built(path: Path) -> None:
+    chosen = read_recipe(path).model.new
+    assert chosen is not None and chosen.connector["type"] in all_video_connectors()
+    processor = new_model(NewModel(**{**vars(chosen), "language_model": None}), seed=0)[1]
+    batch = Collator(processor)(examples_of(1))
+    placeholders = int((batch["input_ids"] == processor.video_token_id).sum())
+    assert 0 < placeholders < 64 * int(batch["frame_counts"])  # fewer than patches
