@@ -368,6 +368,7 @@ def test_video_connectors_stand_beside_average_pooling_at_their_number_of_tokens
         assert recipe.model.new.language_model == "embedded" and recipe.model.new.vision_tower is None
 
 
+@pytest.mark.slow
 def test_a_video_connector_is_trained_and_measured(tmp_path, capsys):
     path = tmp_path / "trained.json"
     line = ["bench", "trained", "--clips", "--quick", "-o", str(path), "--runs", str(tmp_path / "runs"), "--count", "1"]

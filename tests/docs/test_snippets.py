@@ -60,6 +60,10 @@ NOT_RUN = {
     "docs/serving.md": ["docker", "starts a cluster; tests/integrations/ray"],
     "docs/tutorial.md": ["the network, and a model that reads clips"],
     "docs/vllm.md": ["vLLM is not installed; make test-vllm"] * 2,
+    "docs/video.md": [
+        "minutes; tests/benchmark/test_speed.py runs it on a small model",
+        "hours; tests/benchmark/test_trained.py runs two steps of it",
+    ],
 }
 
 #: The model that pages call `path/to/model`, and the question of every file of questions.

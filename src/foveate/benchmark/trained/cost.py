@@ -19,6 +19,7 @@ from foveate.runtime import compress
 from foveate.synthetic import render
 from foveate.synthetic.clips import render_clip
 from foveate.training.architectures import architecture_of
+from foveate.training.architectures.llava_video import LlavaVideo
 from foveate.training.batch_stream import BatchStream
 from foveate.training.building import build_model, vision_tower_of
 from foveate.training.clip_source import clip_of
@@ -64,13 +65,22 @@ class Prompted:
 
 
 def first_token_flops(prompted: Prompted) -> dict[str, int]:
-    """FLOPs of the encoder, the connector and the language model to the first token, counted while it runs."""
+    """FLOPs of the encoder, the connector and the language model to the first token, counted while it runs.
+
+    Of a video connector, which models call by `encode`, those of its layers.
+    """
     architecture = architecture_of(prompted.model)
     with prompted.attached():
         total, by_module = flops.count_modules(prompted.first_token)
+    connector_name = str(architecture.connector)
+    if isinstance(architecture, LlavaVideo):
+        layers = dict(prompted.model.model.multi_modal_projector.named_children())
+        names = [f"{connector_name}{layer}." for layer in layers]
+    else:
+        names = [connector_name]
     tower, connector = (
-        sum(count for name, count in by_module.items() if f"{name}.".endswith(suffix))
-        for suffix in (architecture.tower, str(architecture.connector))
+        sum(count for name, count in by_module.items() if f"{name}.".endswith(suffixes))
+        for suffixes in ((architecture.tower,), tuple(names))
     )
     return {"encoder": tower, "connector": connector, "prefill": total - tower - connector}
 
