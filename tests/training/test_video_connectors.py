@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,7 @@ def test_every_connector_has_a_recipe() -> None:
 def test_recipes_of_the_repository_can_be_built(path: Path) -> None:
     chosen = read_recipe(path).model.new
     assert chosen is not None and chosen.connector["type"] in all_video_connectors()
-    processor = new_model(NewModel(**{**vars(chosen), "language_model": None}), seed=0)[1]
+    processor: Any = new_model(replace(chosen, language_model=None), seed=0)[1]
     batch = Collator(processor)(examples_of(1))
     placeholders = int((batch["input_ids"] == processor.video_token_id).sum())
     assert 0 < placeholders < 64 * int(batch["frame_counts"])  # fewer than patches

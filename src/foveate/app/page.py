@@ -409,8 +409,8 @@ def build(
         clip.upload(check_clip, clip, [clip, notice], **quick)
         gr.on([image.change, clip.change], changed, [*source, session], [*outputs, *board_outputs], **quick)
         controls = [method, percent, sampler, frames]
-        if clips:
-            for tab, switch in ((image_tab, to_image), (clip_tab, to_clip)):
+        for tab, switch in ((image_tab, to_image), (clip_tab, to_clip)):
+            if tab is not None:
                 changing = [asked_about, plan_text, *outputs, *board_outputs]
                 tab.select(switch, [*source, session, plan_text, *controls], changing, **quick)
         stage.input(step, [stage, state], [overlay, caption, facts], **quick)

@@ -95,7 +95,7 @@ def reads_clips(model: tuple[Any, Any]) -> bool:
     """Whether a model reads clips, and what that needs is installed."""
     if any(importlib.util.find_spec(name) is None for name in ("av", "torchvision")):
         return False
-    clip = clip_of_frames(np.zeros((2, 224, 224, 3), np.uint8))
+    clip = clip_of_frames([*np.zeros((2, 224, 224, 3), np.uint8)])
     try:
         inputs_of_batch(*model, [messages_of([clip], "?")])
     except FoveateError:  # the model has no video, or its chat template leaves clips out

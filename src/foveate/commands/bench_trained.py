@@ -90,8 +90,8 @@ def trained(
     All trainings start from the same language model and frozen vision tower, with the same images, steps and seed;
     encoders are trained from random weights, as is the control vit that they are compared with. Trainings run one after
     another. Finished ones are skipped, and a run that was stopped or killed continues from its checkpoint when the
-    command is repeated. With --clips, video connectors stand beside average pooling at the same number of tokens, each
-    with a vision tower from random weights. The claim of every paper on images is listed with the
+    command is repeated. With --clips, video connectors are compared with average pooling at the same number of
+    tokens, each with a vision tower from random weights. The claim of every paper on images is listed with the
     difference that the rows show.
     """
     from foveate.benchmark import trained as benchmark

@@ -179,7 +179,7 @@ _CLIP_TOWER = {
 _SIGLIP_TOWER = {**_CLIP_TOWER, "type": "siglip_vision_model"}
 _PVC_TOWER = {**_CLIP_TOWER, "type": "temporal_pvc", "temporal_layers": 2}
 
-#: Video connectors, on clips of 8 frames of 8 x 8 patches; every one has average pooling at its number of tokens.
+#: Video connectors, on clips of 8 frames of 8 x 8 patches; average pooling is at each of their numbers of tokens.
 VIDEO_SYSTEMS: tuple[System, ...] = (
     System(
         "average",

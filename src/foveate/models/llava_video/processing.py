@@ -184,7 +184,7 @@ class FoveateLlavaVideoProcessor(LlavaProcessor):
         """
         pixels = [self._frames(clip, kwargs) for clip in clips]
         inputs = _padded(pixels) | _padded_timestamps(timestamps, [len(clip) for clip in pixels])
-        return inputs, [(len(clip), *clip.shape[-2:]) for clip in pixels]
+        return inputs, [(len(clip), clip.shape[-2], clip.shape[-1]) for clip in pixels]
 
     def instruction_ids(self, asked: Sequence[str], images: Sequence[int], clips: Sequence[int]) -> dict[str, Tensor]:
         """`video_instruction_ids` and `image_instruction_ids`, one row for every clip and image.
