@@ -357,7 +357,8 @@ def test_rows_of_systems_that_are_gone_stay():
 
 def test_video_connectors_stand_beside_average_pooling_at_their_number_of_tokens(tmp_path):
     made = trainings(systems=VIDEO_SYSTEMS)
-    assert {training.system for training in made} == all_video_connectors().keys()
+    # The small language model of langdc learns from captions, which no rendered clip has.
+    assert {training.system for training in made} == all_video_connectors().keys() - {"langdc"}
     pooled = {training.lengths for training in made if training.system == "average"}
     for training in made:
         assert training.lengths in pooled

@@ -39,6 +39,8 @@ VISION = {
 CLIPS: dict[str, Any] = {
     "sizes": {"width": [SIDE, SIDE], "height": [SIDE, SIDE]}, "seconds": [3, 4], "fps": [1.0], "questions": 1
 }  # fmt: skip
+#: Connectors that learn from answers: the small language model of langdc learns from captions, which no clip here has.
+CONNECTORS = sorted(all_video_connectors().keys() - {"langdc"})
 TRAIN = {"connector": 1e-3, "language_model": 1e-3}
 
 
@@ -68,7 +70,7 @@ def examples_of(count: int, questions: int = 1) -> list[Any]:
     return [draw() for draw in source.draws(range(count), 0.0, np.random.default_rng(0))]
 
 
-@pytest.mark.parametrize("name", all_video_connectors())
+@pytest.mark.parametrize("name", CONNECTORS)
 def test_training_inputs_are_those_of_a_question(name: str) -> None:
     model, processor = new_model(NewModel(**new_fields(name)), seed=0)
     first, second = examples_of(2)
@@ -127,7 +129,7 @@ def test_what_is_not_possible_is_refused() -> None:
 
 
 def test_every_connector_has_a_recipe() -> None:
-    assert {path.stem for path in RECIPES} >= all_video_connectors().keys()
+    assert {path.stem for path in RECIPES} == {*CONNECTORS}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
