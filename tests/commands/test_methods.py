@@ -92,7 +92,7 @@ def test_what_acts_outside_of_plans_has_a_card(capsys):
     names |= {"convllava", "falcon", "ph-reg", "llava-uhd-v1", "lookupvit", "sit", "stvit"}
     names |= {"adventurer", "oryx_vit", "plain_vit", "stc-cacher"}
     names |= {"echoing-pixels", "llama-avsr", "llama-mtsk", "mome"}
-    names |= {"b-vllm", "crosslmm", "hicom", "slow-fast", "temporal-pvc", "vqtoken"}
+    names |= {"b-vllm", "crosslmm", "hicom", "langdc", "slow-fast", "temporal-pvc", "vqtoken"}
     assert {card["name"] for card in others} == names
     for card in others:
         assert set(card["mechanism"]) <= set(get_args(Mechanism)) and card["modality"] and card["paper"]
