@@ -12,8 +12,10 @@ from foveate.synthetic import Character, render
 from foveate.training.attention_supervision import (
     NO_TARGET,
     AttentionSupervision,
+    answer_thing_index,
     answer_token_indices,
     question_token_indices,
+    thing_token_indices,
 )
 from foveate.training.building import new_model
 from foveate.training.collate import Collator
@@ -49,6 +51,47 @@ def test_what_is_not_written_has_no_place(answer: str) -> None:
 
 def test_what_is_written_twice_has_no_place() -> None:
     assert answer_token_indices("ab", [*spelled("ab", 10), *spelled("ab", 40)], (96, 64), (2, 3)) is None
+
+
+# 2 x 3 tokens of 32 px: the circle is in token 4, the stars in 0 and 2.
+SHAPES = [Character("circle", 40, 40), Character("star", 5, 5), Character("star", 90, 5)]
+
+
+def test_a_shape_that_a_question_names_has_a_place_at_the_end_of_its_name() -> None:
+    question = "Is the Circle above a star?"
+    assert thing_token_indices(question, SHAPES, (96, 64), (2, 3)) == {question.index("e above"): 4}
+    assert thing_token_indices("How many circles?", SHAPES, (96, 64), (2, 3)) == {}
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "things", "place"),
+    [
+        ("What colour is the circle?", "red", SHAPES, 4),
+        ("Which shape is red?", "circle", SHAPES, 4),
+        ("What colour is the shape?", "red", SHAPES[1:2], 0),
+        ("What colour is the star?", "red", SHAPES, None),
+        ("Which shape is red?", "star", SHAPES, None),
+        ("How many circles?", "1", SHAPES, None),
+        ("What is written?", "red", [], None),
+    ],
+)
+def test_the_colour_and_the_kind_of_one_shape_have_its_place(question, answer, things, place) -> None:
+    assert answer_thing_index(question, answer, things, (96, 64), (2, 3)) == place
+
+
+def test_pointers_of_questions_about_shapes() -> None:
+    _, collator = small()
+    sample = render("shape_colour", 0, size=(128, 96), most=1)
+    thing = sample.things[0]
+    example = Example.of_question(sample.image, f"What colour is the {thing.char}?", sample.answer, [], things=[thing])
+    batch = collator([example])
+    ids, pointers = batch["input_ids"][0], batch["answer_targets"][0]
+    first = int((ids == collator.processor.image_token_id).nonzero()[0])
+    rows, columns = (int(side) // 4 for side in batch["grid_hws"][0])
+    token = int(thing.y * rows / 96) * columns + int(thing.x * columns / 128)
+    supervised = (pointers != NO_TARGET).nonzero().flatten().tolist()
+    assert len(supervised) == len(sample.answer)
+    assert {int(pointers[position]) for position in supervised} == {first + token}
 
 
 def test_pointers_of_a_conversation() -> None:

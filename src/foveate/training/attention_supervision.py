@@ -8,7 +8,8 @@ attend to the image token that contains it. The values of these heads are then u
 
 Before the answer, the question must be located: the label that it names is in the image too. A head of an earlier
 layer can be supervised to attend, at every character of a word that occurs once in the image, to the image token of
-that character (`question_token_indices`).
+that character (`question_token_indices`). Shapes have no characters: at the end of a shape's name, and while its colour
+or kind is the answer, the target is the token of its centre.
 
 Hooks read queries and keys of the layers, and one head is recomputed; the model is unchanged,
 and an exported model contains nothing of the supervision.
@@ -17,6 +18,7 @@ and an exported model contains nothing of the supervision.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +28,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from foveate.core.errors import FoveateError
+from foveate.synthetic.shapes import COLOURS, KINDS
 from foveate.training.dense_labels import Character, height_of
 
 #: Marks a position without an attention target.
@@ -98,6 +101,48 @@ def question_token_indices(
         for offset in range(len(word.group())):
             indices[word.start() + offset] = _token_index(characters[first + offset], image_size, grid)
     return indices
+
+
+def thing_token_indices(
+    question: str, things: Sequence[Character], image_size: tuple[int, int], grid: tuple[int, int]
+) -> dict[int, int]:
+    """Index of the image token of each drawn thing that a question names, where there is one of its kind.
+
+    Args:
+        question: The question.
+        things: What was drawn beside characters, each with its kind in place of a character.
+        image_size: (width, height) of the image in pixels.
+        grid: (rows, columns) of the tokens that the language model reads.
+
+    Returns:
+        By the place of the last character of the name in the question: tokens attend to what is before them, and this
+        is the first that knows all of it.
+    """
+    kinds = Counter(thing.char for thing in things)
+    return {
+        word.end() - 1: _token_index(thing, image_size, grid)
+        for thing in things
+        if kinds[thing.char] == 1
+        for word in re.finditer(rf"\b{re.escape(thing.char)}\b", question, re.IGNORECASE)
+    }
+
+
+def answer_thing_index(
+    question: str, answer: str, things: Sequence[Character], image_size: tuple[int, int], grid: tuple[int, int]
+) -> int | None:
+    """Index of the image token of the thing that an answer is about: whose colour or kind it states.
+
+    Arguments as in `thing_token_indices`. None where that is not one thing.
+    """
+    if answer in KINDS:
+        about = [thing for thing in things if thing.char == answer]
+        return _token_index(about[0], image_size, grid) if len(about) == 1 else None
+    if answer not in COLOURS:
+        return None
+    if len(things) == 1:
+        return _token_index(things[0], image_size, grid)
+    named = set(thing_token_indices(question, things, image_size, grid).values())
+    return named.pop() if len(named) == 1 else None
 
 
 def _token_index(character: Character, image_size: tuple[int, int], grid: tuple[int, int]) -> int:

@@ -15,7 +15,13 @@ from foveate.core.tokens import Grid
 from foveate.images import open_image
 from foveate.models.video_connectors import VideoConnector
 from foveate.training.architectures import ARCHITECTURES, architecture_of
-from foveate.training.attention_supervision import NO_TARGET, answer_token_indices, question_token_indices
+from foveate.training.attention_supervision import (
+    NO_TARGET,
+    answer_thing_index,
+    answer_token_indices,
+    question_token_indices,
+    thing_token_indices,
+)
 from foveate.training.dense_labels import UNKNOWN, cell_targets, colour_targets, page_targets, usual_cells
 from foveate.training.examples import ROLES, Example, Place, Turn
 from foveate.training.lengths import common_lengths, nested_part_of
@@ -280,8 +286,12 @@ class Collator:
             return targets
         rows, columns = self._read_grid(grids[0])
         image = ids.index(self.processor.image_token_id)
-        for answer, begin, end in _answers(example, labels):
-            token_indices = answer_token_indices(answer, example.characters[0], pictures[0].size, (rows, columns))
+        questions = [turn["value"] for turn in example.conversations if turn["from"] == "human"]
+        place, things = (pictures[0].size, (rows, columns)), example.things[0] if example.things else ()
+        for question, (answer, begin, end) in zip(questions, _answers(example, labels), strict=True):
+            token_indices = answer_token_indices(answer, example.characters[0], *place)
+            if (thing := answer_thing_index(question, answer, things, *place)) is not None:
+                token_indices = [thing] * len(answer)
             if token_indices is not None and end - begin == len(answer) + 1:  # the end token follows
                 for offset, token_index in enumerate(token_indices):
                     # Position i predicts token i + 1.
@@ -305,6 +315,10 @@ class Collator:
             token_indices = question_token_indices(question, example.characters[0], pictures[0].size, grid)
             for position, token_index in zip(positions, token_indices, strict=True):
                 if token_index != NO_TARGET and position is not None:
+                    targets[position] = image + token_index
+            things = example.things[0] if example.things else ()
+            for offset, token_index in thing_token_indices(question, things, pictures[0].size, grid).items():
+                if (position := positions[offset]) is not None:
                     targets[position] = image + token_index
         return targets
 
