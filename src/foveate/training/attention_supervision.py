@@ -110,7 +110,7 @@ def thing_token_indices(
 
     Args:
         question: The question.
-        things: What was drawn beside characters, each with its kind in place of a character.
+        things: What was drawn in addition to characters, each with its kind in place of a character.
         image_size: (width, height) of the image in pixels.
         grid: (rows, columns) of the tokens that the language model reads.
 
