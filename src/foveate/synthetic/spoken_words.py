@@ -25,12 +25,13 @@ OTHERS = (
 )
 WORDS = (*DIGITS, *OTHERS)
 
+# None with `breath` in its definition: espeak-ng 1.52 does not draw that noise twice alike.
 VOICES = {
     "train": (
-        *("en-us+m1", "en-us+m2", "en-us+m3", "en-us+m4", "en-us+m7", "en-us+f1", "en-us+f2", "en-us+f4"),
-        *("en+m1", "en+m3", "en+f1", "en+f2"),
+        *("en-us+m1", "en-us+m2", "en-us+m3", "en-us+m4", "en-us+m7", "en-us+f1", "en-us+steph", "en-us+f4"),
+        *("en+m1", "en+m3", "en+f1", "en+linda"),
     ),
-    "held-out": ("en-us+m5", "en-us+f3", "en+m2", "en+f4"),
+    "held-out": ("en-us+m5", "en-us+Andrea", "en+m2", "en+f4"),
 }
 #: Speed and pitch of the renditions of a word.
 _MANNERS = ((150, 35), (165, 55), (180, 70))
