@@ -21,7 +21,6 @@ from foveate.benchmark.trained import (
     conclude,
     front,
     run,
-    systems,
     trainings,
 )
 from foveate.benchmark.trained import recipes as bench_recipes
@@ -161,7 +160,7 @@ def _row(system: str, tokens: int, answers: str, **more: Any) -> dict[str, Any]:
         "high": share + 0.05, "rights": {"sign": answers}, "tasks": {"sign": task},
         "flops": {"encoder": 10**9, "connector": 10**6 * tokens, "prefill": 10**7 * tokens},
         "training_cost": {"flops": 10**13, "seconds": 60.0, "steps": 2, "images": 4},
-        "first_token_seconds": {"median": 0.01 + 1e-4 * tokens}, **more,
+        "recipe": f"connectors/{system}", "first_token_seconds": {"median": 0.01 + 1e-4 * tokens}, **more,
     }  # fmt: skip
 
 
@@ -244,7 +243,7 @@ def small(monkeypatch):
         return replace(recipe, model=replace(recipe.model, new=new))
 
     monkeypatch.setattr(bench_recipes, "read_recipe", read_small)
-    monkeypatch.setattr(systems, "SYSTEMS", SMALL)
+    monkeypatch.setattr(TrainedSettings, "systems", SMALL)
     return replace(SETTINGS, tasks=("shape_colour", "read_word"), count=3, steps=3, train_batch_size=4, turns=2)
 
 
@@ -296,7 +295,7 @@ def test_trainings_run_one_after_another_and_continue(small, tmp_path, capsys):
 
 
 def test_encoders_train_from_random_weights_and_give_rows(small, monkeypatch, tmp_path):
-    monkeypatch.setattr(systems, "SYSTEMS", WITH_ENCODER)
+    monkeypatch.setattr(TrainedSettings, "systems", WITH_ENCODER)
     document = run(small, tmp_path / "trained.json", tmp_path / "runs")
     assert [(row["system"], row["tokens"], row["plan"]) for row in document["rows"]] == [
         ("lookupvit-nested", 4, "nested:4"), ("lookupvit-nested", 1, "nested:1"),
@@ -319,7 +318,7 @@ DISTILLED = (
 
 
 def test_a_slimmed_tower_is_taught_by_the_trained_teacher(small, monkeypatch, tmp_path):
-    monkeypatch.setattr(systems, "SYSTEMS", DISTILLED)
+    monkeypatch.setattr(TrainedSettings, "systems", DISTILLED)
     path, runs = tmp_path / "trained.json", tmp_path / "runs"
     teacher, sit = run(small, path, runs, only=["sit"])["rows"]
     assert (teacher["tokens"], sit["tokens"], sit["teacher"]) == (16, 8, "sit-teacher-16")

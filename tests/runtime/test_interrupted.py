@@ -125,7 +125,7 @@ def _inside_the_method(model: Any, run: Callable[[], Any], patch: pytest.MonkeyP
         if step.method.site in ("image", "connector"):  # a number that others follow: no code of the method runs
             continue
         with patch.context() as context:
-            for name in ("select", "schedule", "active_tokens", "attention_mask"):
+            for name in ("select", "schedule", "active_tokens", "attention_mask", "choose"):
                 if hasattr(type(step.method), name):
                     context.setattr(type(step.method), name, failing)
             with pytest.raises(Interrupted):

@@ -76,7 +76,7 @@ def test_every_kind_is_known_by_its_model_and_its_processor(made):
     assert architecture_of(model) is architecture_of(processor) is ARCHITECTURES[name]
     with pytest.raises(
         FoveateError,
-        match="Linear cannot be trained here; possible are llava-uhd, llava, qwen2.5-vl",
+        match="Linear cannot be trained here; possible are llava-uhd, llava-video, llava, qwen2.5-vl",
     ):
         architecture_of(nn.Linear(1, 1))
 
@@ -187,7 +187,9 @@ def test_a_language_model_can_be_taken_over(tmp_path):
 
 
 def test_unknown_kinds_are_refused():
-    with pytest.raises(FoveateError, match="'blip' is not known; possible are llava-uhd, llava, qwen2.5-vl"):
+    with pytest.raises(
+        FoveateError, match="'blip' is not known; possible are llava-uhd, llava-video, llava, qwen2.5-vl"
+    ):
         new_model(NewModel(architecture="blip", vision={}, text={}), seed=0)
 
 
