@@ -173,3 +173,15 @@ def test_an_untested_version_is_said_once_with_the_tested_range(version, warned,
 
 def test_an_installed_foveate_knows_the_versions_that_it_is_tested_with() -> None:
     assert compat.tested_versions().contains(compat.transformers.__version__)
+
+
+def test_echoing_pixels_is_refused_where_transformers_lacks_what_it_extends(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.models.qwen2_5_omni import modeling_qwen2_5_omni
+
+    from foveate.models import echoing_pixels
+
+    assert hasattr(modeling_qwen2_5_omni, "Qwen2_5OmniThinkerModel") is compat.HAS_OMNI_THINKER_MODEL
+    monkeypatch.setattr(compat, "HAS_OMNI_THINKER_MODEL", False)
+    echoing_pixels.register()  # as `import foveate` does, which works with every version
+    with pytest.raises(FoveateError, match=r"EchoingPixels needs transformers 5\.21 or newer, and this is \d"):
+        _ = echoing_pixels.EchoingPixelsModel

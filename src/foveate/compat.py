@@ -48,6 +48,8 @@ MINICPM_READS_SEVERAL_SHAPES = Version(transformers.__version__) >= Version("5.2
 HAS_LOGITS_PER_ROW = hasattr(modeling_utils, "slice_logits_to_keep")
 #: Whether beams of Qwen3.5 have the images of their prompt (5.21 and newer; before, `generate` repeats single patches).
 QWEN35_BEAMS_HAVE_IMAGES = Version(transformers.__version__) >= Version("5.21")
+#: Qwen2.5-Omni's thinker has a class for the model below its head, which EchoingPixels extends.
+HAS_OMNI_THINKER_MODEL = Version(transformers.__version__) >= Version("5.21")
 #: Whether `generate` cuts `mm_token_type_ids` to the new tokens (5.23 and newer). Before, the masks of a static cache
 #: are made without them, and assisted decoding passes them without those of the candidates.
 SLICES_MM_TOKEN_TYPES = Version(transformers.__version__) >= Version("5.23")
