@@ -4,6 +4,7 @@ Run by `make test-browser`. Pictures of the page go into the folder that FOVEATE
 """
 
 import io
+import json
 import os
 import re
 import shutil
@@ -54,8 +55,12 @@ def address(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def clip_model(tmp_path_factory):
-    """Folder of a model that reads clips, with random weights."""
-    return save_qwen(tmp_path_factory.mktemp("qwen"))
+    """Folder of a model that reads clips, with random weights and positions for all frames of the example."""
+    folder = save_qwen(tmp_path_factory.mktemp("qwen"))
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["max_position_embeddings"] = 2048
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
 
 
 @pytest.fixture(scope="session")
