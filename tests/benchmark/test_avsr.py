@@ -12,14 +12,12 @@ import torch
 from foveate import shipped
 from foveate.benchmark import avsr
 from foveate.core.errors import FoveateError
-from foveate.synthetic import espeak_worker
 from foveate.training.avsr import AVSRRecipe, train_language_model
 from foveate.training.avsr.recipe import read_recipe
 from foveate.training.avsr.text import PROMPT, build_tokenizer, text_batch, transcripts
 from foveate.training.callbacks import StopRequest
 from foveate.training.run_directory import quiet
 
-with_espeak = pytest.mark.skipif(espeak_worker.library()[0] is None, reason="espeak-ng is not installed")
 RECIPE = AVSRRecipe(
     utterances=6, noise="white", width=32, encoder_layers=1, text_layers=1, encoder_steps=2, encoder_batch_size=2,
     text_steps=4, text_batch_size=4, steps=2, batch_size=4,
@@ -63,7 +61,6 @@ def test_an_interrupted_training_ends_with_the_same_weights(tmp_path: Path) -> N
         assert torch.equal(value, resumed.state_dict()[name]), name
 
 
-@with_espeak
 def test_run_resumes_and_refuses_other_settings(tmp_path: Path) -> None:
     path, runs = tmp_path / "avsr.json", tmp_path / "runs"
     lines: list[str] = []

@@ -11,10 +11,7 @@ from foveate.synthetic.espeak import SAMPLING_RATE, Request, resample, speak
 from foveate.synthetic.lips import VISEMES, shapes, viseme
 from foveate.synthetic.spoken_words import PHONEMES, VOICES, utterance
 
-with_espeak = pytest.mark.skipif(espeak_worker.library()[0] is None, reason="espeak-ng is not installed")
 
-
-@with_espeak
 def test_the_same_arguments_give_the_same_utterance():
     first = utterance(3, snr=0.0, noise="white")
     spoken_words._bank.cache_clear()
@@ -31,7 +28,6 @@ def test_the_same_arguments_give_the_same_utterance():
     assert np.array_equal(clean.phonemes, first.phonemes)
 
 
-@with_espeak
 @pytest.mark.parametrize("noise", spoken_words.NOISES)
 def test_the_level_of_noise_is_the_asked_one(noise):
     clean, noisy = utterance(5, "held-out").sound, utterance(5, "held-out", snr=-5.0, noise=noise).sound
@@ -40,7 +36,6 @@ def test_the_level_of_noise_is_the_asked_one(noise):
     assert 10 * np.log10((speech @ speech) / np.square(noisy - speech).sum()) == pytest.approx(-5, abs=1)
 
 
-@with_espeak
 def test_labels_are_where_the_sound_is():
     for number in range(4):
         one = utterance(number, "held-out")
@@ -49,7 +44,6 @@ def test_labels_are_where_the_sound_is():
         assert one.words and set(one.words) <= set(spoken_words.WORDS)
 
 
-@with_espeak
 def test_every_phoneme_has_a_label_and_a_mouth():
     for voice in ("en-us+m1", "en+f1"):
         for renditions in spoken_words._bank(voice).values():
@@ -63,7 +57,6 @@ def test_voices_of_the_splits_differ():
     assert not set(VOICES["train"]) & set(VOICES["held-out"])
 
 
-@with_espeak
 def test_some_words_look_the_same_and_some_do_not():
     spoken = speak([Request(word, "en-us+m1") for word in ("pat", "bat", "mat", "fan")])
     kinds = [[viseme(name) for _, name in speech.phonemes if not name.startswith("_")] for speech in spoken]
@@ -92,7 +85,6 @@ def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         speak([Request("one", "en-us")])
 
 
-@with_espeak
 def test_invalid_arguments():
     with pytest.raises(FoveateError, match="no voice 'xx'"):
         speak([Request("one", "xx")])

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from foveate.synthetic.questions import ask, wordings
-from foveate.synthetic.sample import Character
+from foveate.synthetic.sample import Character, height_of
 
 #: Pixels by which the middles of one line differ at most, on a page that may be turned a little.
 _LEVEL = 3.0
@@ -59,5 +59,5 @@ def read_on(
 
 def _follows(last: Character, first: Character) -> bool:
     """Whether `first` is read after `last`: to its right in the same line, or in a line below."""
-    below = (first.y if first.middle is None else first.middle) - (last.y if last.middle is None else last.middle)
+    below = height_of(first) - height_of(last)
     return below > _LEVEL or (below >= -_LEVEL and first.x > last.x)

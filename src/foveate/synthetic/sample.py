@@ -22,6 +22,12 @@ class Character(NamedTuple):
     middle: float | None = None
 
 
+def height_of(character: Any) -> float:
+    """Pixels from the top edge to the middle of a character's line, or to its own centre if the line is unknown."""
+    middle = getattr(character, "middle", None)
+    return character.y if middle is None else middle
+
+
 @dataclass(slots=True)
 class Sample:
     """A rendered image with one question that has one exact short answer.

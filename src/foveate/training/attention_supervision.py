@@ -28,8 +28,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from foveate.core.errors import FoveateError
+from foveate.synthetic.sample import height_of
 from foveate.synthetic.shapes import COLOURS, KINDS
-from foveate.training.dense_labels import Character, height_of
+from foveate.training.dense_labels import Character
 
 #: Marks a position without an attention target.
 NO_TARGET = -100

@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
+from foveate.synthetic.sample import height_of
 from foveate.synthetic.shapes import KINDS
 
 #: Class of a cell in which no character has its centre.
@@ -55,12 +56,6 @@ class Character(Protocol):
     @property
     def y(self) -> float:
         """Pixels from the top edge."""
-
-
-def height_of(character: Character) -> float:
-    """Pixels from the top edge to the middle of a character's line, or to its own centre if the line is unknown."""
-    middle = getattr(character, "middle", None)
-    return character.y if middle is None else middle
 
 
 def usual_cells(num_stages: int) -> tuple[int, int]:

@@ -60,8 +60,13 @@ def small(**options) -> LangDC:
 def written(connector: LangDC, clip: torch.Tensor, layer: int) -> tuple[list[int], list[torch.Tensor]]:
     """A caption of one clip, token by token without a cache, up to the token that ends it, and the states before."""
     embed = connector.captioner.get_input_embeddings()
-    words = lambda ids: embed(torch.tensor(ids))  # noqa: E731
-    pool = lambda x, side: torch.nn.functional.adaptive_avg_pool2d(x.T.view(-1, 6, 6), side).flatten(1).T  # noqa: E731
+
+    def words(ids):
+        return embed(torch.tensor(ids))
+
+    def pool(x, side):
+        return torch.nn.functional.adaptive_avg_pool2d(x.T.view(-1, 6, 6), side).flatten(1).T
+
     image = [pool(connector.caption_image(frame), 3) for frame in clip]
     video = [pool(connector.caption_video(frame), 2) for frame in clip]
     sequence = torch.cat([words([7]), *image, *video, words([8, 9])])
