@@ -67,7 +67,7 @@ def test_ask_as_json_with_a_picture(capsys, folder, image, tmp_path):
         (["IMAGE", "?", "--revision", "main"], "is a folder"),
         (["IMAGE", "?", "--device", "cpu", "--device-map", "auto"], "give one of them"),
         (["IMAGE", "?", "--attn-implementation", "slow"], "not supported"),
-        (["--example", "receit", "?"], "did you mean receipt? possible are chart, receipt"),
+        (["--example", "receit", "?"], "did you mean receipt? possible are chart, form, receipt"),
         (["--example", "chart"], "question about the example is missing, such as 'Which month"),
     ],
 )
@@ -95,13 +95,13 @@ def test_ask_about_several_images_with_a_system_prompt(capsys, folder, image):
 
 def test_ask_about_an_example(capsys, folder):
     assert main(["ask", "--example", "chart", "Which month?", "--model", folder, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["image_sizes"] == [[480, 360]]
+    assert json.loads(capsys.readouterr().out)["image_sizes"] == [[520, 400]]
     for line in (["--example"], ["--example", "list"]):
         assert main(["ask", *line]) == 0
         assert "foveate ask --example receipt 'What is the total?'" in capsys.readouterr().out
     assert main(["ask", "--example", "--json"]) == 0
     examples = json.loads(capsys.readouterr().out)["examples"]
-    assert [row["name"] for row in examples] == ["receipt", "chart"]
+    assert [row["name"] for row in examples] == ["receipt", "form", "chart"]
     assert all(Path(row["path"]).is_file() for row in examples)
 
 

@@ -11,7 +11,7 @@ from hatchling.builders.wheel import WheelBuilder
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from foveate.shipped import QUESTIONS
+from foveate.shipped import examples
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -94,7 +94,7 @@ def test_the_wheel_holds_the_embedded_model_and_no_results():
 
 def test_the_wheel_holds_the_examples_and_recipes():
     files = shipped(WheelBuilder)
-    assert {f"foveate/examples/{name}.png" for name in QUESTIONS} <= files
+    assert {f"foveate/examples/{one.image}" for one in examples()} | {"foveate/examples.json"} <= files
     recipes = (path.relative_to(ROOT) for path in (ROOT / "recipes").rglob("*") if path.is_file())
     assert {f"foveate/{path.as_posix()}" for path in recipes} <= files
     assert {"examples/receipt.png", "recipes/tiny.yaml"} <= shipped(SdistBuilder)

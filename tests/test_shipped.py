@@ -15,10 +15,10 @@ READERS = {"avsr": read_avsr}
 
 
 def test_every_example_is_an_image_with_questions():
-    assert {path.stem for path in shipped.folder("examples").glob("*.png")} == set(shipped.QUESTIONS)
-    for name, questions in shipped.QUESTIONS.items():
-        assert open_image(shipped.example(name)).width > 100
-        assert questions and all(question.endswith("?") for question in questions)
+    assert {path.name for path in shipped.folder("examples").glob("*.png")} == {one.image for one in shipped.examples()}
+    for one in shipped.examples():
+        assert open_image(shipped.example(one.name)).width > 100
+        assert one.questions and all(question.endswith("?") for question, _ in one.questions)
 
 
 def test_every_recipe_can_be_read_by_name():
@@ -40,7 +40,7 @@ def test_unknown_names(monkeypatch, tmp_path):
     with pytest.raises(FoveateError, match="did you mean recipe:connectors/tokenpacker"):
         shipped.recipe("recipe:connectors/tokenpaker")
     for name in ("../receipt", "", "zebra"):
-        with pytest.raises(FoveateError, match="possible are chart, receipt"):
+        with pytest.raises(FoveateError, match="possible are chart, form, receipt"):
             shipped.example(name)
     monkeypatch.setattr(shipped, "folder", lambda name: tmp_path)
     with pytest.raises(FoveateError, match="has no examples"):

@@ -6,19 +6,52 @@ They lie in `examples/` and `recipes/` of the repository, where people read them
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 
 from foveate.core.errors import FoveateError
+from foveate.core.text_files import read_json
 
 #: How the name of a recipe of the package begins.
 RECIPE = "recipe:"
 
-#: The example images with questions about them, the first as the one to start with.
-QUESTIONS = {
-    "receipt": ("What is the total?", "What is the date?", "How much is the rye bread?"),
-    "chart": ("Which month had the most visitors?",),
-}
+#: The only list of example images and their questions, written by `benchmarks/examples.py`.
+TABLE = Path(__file__).with_name("examples.json")
+
+
+@dataclass(frozen=True)
+class Example:
+    """An image of the package with questions that the embedded model answers rightly.
+
+    Attributes:
+        name: of the image, without its ending.
+        number: of the drawing, in `examples/draw.py`.
+        questions: questions with their answers, the one to start with first.
+    """
+
+    name: str
+    number: int
+    questions: tuple[tuple[str, str], ...]
+
+    @property
+    def image(self) -> str:
+        """File name of the image."""
+        return f"{self.name}.png"
+
+
+@cache
+def examples() -> tuple[Example, ...]:
+    """The examples in the order in which they are offered; the first question of the first one is the demonstration."""
+    return tuple(
+        Example(row["name"], row["number"], tuple(map(tuple, row["questions"]))) for row in read_json(TABLE)["examples"]
+    )
+
+
+def demonstration_plan() -> str:
+    """The plan of the demonstration: right on its question, where random tokens and a smaller image are not."""
+    return read_json(TABLE)["plan"]
 
 
 def folder(name: str) -> Path:

@@ -4,15 +4,15 @@ import sys
 
 import pytest
 
-from foveate.app.examples import examples
 from foveate.cli import main
 from foveate.commands.app import _examples
+from foveate.shipped import examples
 from tests.tiny_model import noise
 
 
-def test_the_examples_of_the_source_tree_are_those_of_the_table():
+def test_the_examples_of_the_package_are_offered():
     offered = [(path.rsplit("/", 1)[-1], question) for path, question in _examples(None)]
-    assert offered == [(example.image, example.question) for example in examples()]
+    assert offered == [(one.image, question) for one in examples() for question, _ in one.questions]
 
 
 def test_a_folder_of_images_is_offered(tmp_path):

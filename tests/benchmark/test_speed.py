@@ -23,6 +23,7 @@ from foveate.benchmark.speed.settings import groups_of
 from foveate.commands.lists import plans_in
 from foveate.core.plan import Plan
 from foveate.kv_cache.nbytes import stored_bytes
+from foveate.loading import load_skeleton
 from tests.families.zoo import zoo
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
@@ -108,9 +109,12 @@ def picture(tmp_path: Path) -> str:
 
 def test_counted_operations_agree_with_the_formula(picture: str) -> None:
     one = subject("embedded", SpeedSettings(("embedded",), image=picture))
+    model, processor = load_skeleton()
+    width, height = processor.image_processor.target_size(*Image.open(picture).size)
+    tokens = width * height // model.config.vision_config.unit**2
     for batch in (1, 2):
         measuring = PlanMeasurement(one, batch, 2, "sdpa")
-        assert measuring.full_model_tokens == 10 * 8
+        assert measuring.full_model_tokens == tokens
         for plan in (None, "divprune:25%", "downsample:10", "random:12 + pool:50%"):
             flops = measuring.exact(None if plan is None else Plan.of(plan))["flops"]
             assert flops["formula"] == pytest.approx(flops["counted"], rel=0.02)

@@ -7,6 +7,7 @@ import pytest
 from foveate import cost
 from foveate.cli import main
 from foveate.commands.flops import shown, spans
+from foveate.loading import load_skeleton
 
 
 def test_a_plan_on_a_released_model(capsys):
@@ -28,8 +29,12 @@ def test_a_plan_on_a_released_model(capsys):
 def test_the_embedded_model_in_words(capsys):
     assert main(["flops", "--image", "300x200", "--plan", "downsample:25%"]) == 0
     text = capsys.readouterr().out
-    assert "216 visual tokens, 64 of text" in text
-    assert "864 patches, 54 in layers 0-" in text
+    model, processor = load_skeleton()
+    unit = model.config.vision_config.unit
+    width, height = processor.image_processor.target_size(300, 200)
+    tokens = (width // unit) * (height // unit)
+    assert f"{tokens} visual tokens, 64 of text" in text
+    assert f"{round(tokens / 4)} in layers 0-{model.config.text_config.num_hidden_layers - 1}" in text
     assert "to the first token" in text and "full model" in text
 
 

@@ -178,14 +178,16 @@ def instruction(handle: Any, model: Any, seen: dict[int, Any]) -> None:
 
 @pytest.mark.parametrize("questions", [(QUESTION,), (QUESTION, "Who?")])
 def test_a_live_model_compares_with_the_question_alone(embedded: Any, questions: tuple[str, ...]):
-    """18 letters are 18 vectors, in a batch padded on the left too."""
+    """Each token is a vector, in a batch padded on the left too."""
     model, processor = embedded
     seen: dict[int, list[int]] = {}
     with foveate.compress(model, "cdpruner:25%") as handle:
         instruction(handle, model, seen)
         model.generate(**inputs(processor, *questions), max_new_tokens=1)
         assert handle.report().images[0].notes == ()
-    assert [len(seen[row]) for row in range(len(questions))] == [len(text) for text in questions]
+    assert [seen[row] for row in range(len(questions))] == [
+        processor.tokenizer(text)["input_ids"] for text in questions
+    ]
     assert [processor.tokenizer.decode(seen[row]) for row in range(len(questions))] == list(questions)
 
 
@@ -223,7 +225,7 @@ def test_a_question_can_be_given(embedded: Any):
             model(**given)
         assert [len(seen[row]) for row in (0, 1)] == [3, 3]
         model(**given)
-        assert len(seen[0]) == len(QUESTION)
+        assert seen[0] == processor.tokenizer(QUESTION)["input_ids"]
         with handle.with_question("Where?"), pytest.raises(FoveateError, match="does not contain the question 'Where"):
             model(**given)
         with handle.with_question(mask[:, 1:]), pytest.raises(FoveateError, match="the mask of the question is"):

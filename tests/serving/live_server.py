@@ -15,10 +15,14 @@ import uvicorn
 from openai import OpenAI
 from PIL import Image
 
+from foveate import shipped
 from foveate.core.plan import Plan
 from foveate.serving import TRANSPORT, Engine, Limits, Sources, build, listening_socket
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+#: The demonstration: what the embedded model answers about `receipt.png`, without a plan and with this one.
+TOTAL, ANSWER = shipped.examples()[0].questions[0]
+PLAN = shipped.demonstration_plan()
 
 
 def data_uri(image: Image.Image | bytes, kind: str = "png") -> str:

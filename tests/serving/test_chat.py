@@ -12,7 +12,7 @@ from PIL import Image
 
 import foveate
 from foveate.serving import Limits
-from tests.serving.live_server import EXAMPLES, Served, asking, data_uri, running, wait_until
+from tests.serving.live_server import ANSWER, EXAMPLES, Served, asking, data_uri, running, wait_until
 
 RECEIPT = data_uri((EXAMPLES / "receipt.png").read_bytes())
 CHART = data_uri((EXAMPLES / "chart.png").read_bytes())
@@ -102,7 +102,7 @@ def test_chats_of_several_turns_and_images(served: Served) -> None:
     messages = [
         {"role": "system", "content": "Answer briefly."},
         *asking("What is the total?", RECEIPT),
-        {"role": "assistant", "content": "34.55"},
+        {"role": "assistant", "content": ANSWER},
         *asking("And what is the date?", CHART),
     ]
     with_two = said(served, messages, max_tokens=8).usage.model_extra["foveate"]["visual_tokens"]
@@ -156,7 +156,7 @@ def test_clients_that_leave_free_their_work(embedded: Any) -> None:
         finally:
             engine.model.generation_config.eos_token_id = ends
         answer = said(server, asking("What is the total?", RECEIPT))
-        assert answer.choices[0].message.content == "34.55"
+        assert answer.choices[0].message.content == ANSWER
         assert engine.metrics.registry.get_sample_value("foveate_completion_tokens_total") < 1500
 
 

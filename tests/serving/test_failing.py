@@ -21,21 +21,21 @@ from foveate.integrations.ray.pool import Replica
 from foveate.serving import Limits
 from foveate.serving.generation import FirstToken, Sampling
 from foveate.serving.limits import EngineDeadError
-from tests.serving.live_server import EXAMPLES, Served, asking, data_uri, running, wait_until
+from tests.serving.live_server import ANSWER, EXAMPLES, PLAN, TOTAL, Served, asking, data_uri, running, wait_until
 
 RECEIPT = data_uri((EXAMPLES / "receipt.png").read_bytes())
-QUESTION = asking("What is the total?", RECEIPT)
+QUESTION = asking(TOTAL, RECEIPT)
 
 
 @contextmanager
 def failing(model: Any, error: BaseException) -> Iterator[threading.Event]:
-    """The model answers its fourth step from now with an error, once the event is set."""
+    """The model answers its second step from now with an error, once the event is set."""
     steps, let = 0, threading.Event()
 
     def step(*_: Any) -> None:
         nonlocal steps
         steps += 1
-        if steps == 4:
+        if steps == 2:
             assert let.wait(60)
             raise error
 
@@ -98,14 +98,14 @@ def test_when_the_thread_fails_everyone_is_told(embedded: Any, error: Any, monke
 def test_a_replica_whose_thread_fails_says_so_and_is_no_longer_healthy() -> None:
     replica = Replica(Model(), Limits(), cpus=1)
     picture = Image.open(EXAMPLES / "receipt.png")
-    content = [{"type": "image", "image": picture}, {"type": "text", "text": "What is the total?"}]
+    content = [{"type": "image", "image": picture}, {"type": "text", "text": TOTAL}]
 
     async def asked() -> list[Any]:
-        pieces = replica.answer([{"role": "user", "content": content}], "divprune:50%", None, Sampling(), ())
+        pieces = replica.answer([{"role": "user", "content": content}], PLAN, None, Sampling(), ())
         return [piece async for piece in pieces]
 
     *pieces, result = asyncio.run(asked())
-    assert isinstance(pieces[0], FirstToken) and "".join(piece.text for piece in pieces[1:]) == result.text == "34.55"
+    assert isinstance(pieces[0], FirstToken) and "".join(piece.text for piece in pieces[1:]) == result.text == ANSWER
     replica.check_health()
     with failing(replica.engine.model, SystemExit(1)) as let:
         let.set()

@@ -7,6 +7,7 @@ import torch
 
 import foveate
 from foveate import FoveateError
+from foveate.loading import load_skeleton
 from foveate.training.building import build_model
 from foveate.training.recipe import ModelChoice
 from foveate.training.recipe_file import parse_recipe
@@ -69,5 +70,7 @@ def test_mistakes_are_named():
         parse_recipe(content("out", stage))
     with pytest.raises(FoveateError, match=r"model\.remember: expected a list"):
         parse_recipe(recipe("out", small_stage([{"rendered": {}}]), model={"from": "embedded", "remember": 2}))
-    with pytest.raises(FoveateError, match="stands before layers 1 to 3 of this model, each once, not \\[4\\]"):
-        build_model(ModelChoice("embedded", remember=[4]), 0)
+    layers = load_skeleton()[0].config.text_config.num_hidden_layers
+    expected = rf"stands before layers 1 to {layers - 1} of this model, each once, not \[{layers}\]"
+    with pytest.raises(FoveateError, match=expected):
+        build_model(ModelChoice("embedded", remember=[layers]), 0)

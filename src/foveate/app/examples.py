@@ -1,37 +1,12 @@
-"""Example questions that the page offers: about images from `examples.json`, which tests check, and a rendered clip."""
+"""A rendered clip with a question, which the page offers besides the images of `foveate.shipped`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from foveate.core.text_files import read_json
-
-#: The list.
-TABLE = Path(__file__).with_name("examples.json")
 #: The rendered clip: task, seed, seconds and frames per second.
 CLIP = ("clip_order", 3, 8.0, 4)
-
-
-@dataclass(frozen=True)
-class Example:
-    """A question with its answer.
-
-    Attributes:
-        image: file name in the folder `examples` of the source tree.
-        question: what is asked.
-        answer: what a right answer contains.
-    """
-
-    image: str
-    question: str
-    answer: str
-
-
-def examples() -> list[Example]:
-    """Read the examples, in the order in which they are offered."""
-    return [Example(**row) for row in read_json(TABLE)]
 
 
 def save_example_clip(folder: Path) -> tuple[str, str]:

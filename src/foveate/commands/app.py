@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from foveate.app.examples import examples as example_questions
+from foveate import shipped
 from foveate.app.examples import save_example_clip
 from foveate.console import notes
 from foveate.core.errors import FoveateError
@@ -37,13 +37,13 @@ def app(
     ] = None,
     plan: Annotated[
         str | None,
-        typer.Option(help="Initial plan.", show_default="the plan saved with the model, if any"),
+        typer.Option(help="Initial plan.", show_default="the plan saved with the model, or one that fits the examples"),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 selects a free one.")] = 7860,
     examples: Annotated[
         Path | None,
-        typer.Option(help="Folder of example images.", show_default="examples/, if foveate runs from its source tree"),
+        typer.Option(help="Folder of example images.", show_default="the images of the package"),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of tokens of an answer.")] = 128,
     dtype: Annotated[str, typer.Option(help="Data type of the weights: auto, float32, bfloat16 or float16.")] = "auto",
@@ -94,6 +94,7 @@ def _serve(
     from foveate.app.choices import choices
     from foveate.app.page import application, build
     from foveate.app.session import reads_clips
+    from foveate.core.plan import Plan
     from foveate.loading import load
     from foveate.runtime import compress, handle_of
 
@@ -102,6 +103,8 @@ def _serve(
     if handle is not None:
         plan = handle.plan
         handle.restore()  # the page attaches a plan for one question at a time
+    elif plan is None and model is None:
+        plan = Plan.of(shipped.demonstration_plan())
     elif plan is not None and plan.for_model is not None:
         compress(net, plan.for_model).restore()  # an unsupported plan fails here, not at the first question
     # The first run of a process is slow; the first visitor shall not wait for it.
@@ -122,11 +125,10 @@ def _serve(
 
 
 def _examples(folder: Path | None) -> list[tuple[str, str]]:
-    """Return images of a folder with a question; by default the examples, if foveate runs from its source tree."""
+    """Return images of a folder with a question; by default the examples of the package with theirs."""
     if folder is None:
-        images = Path(__file__).parents[3] / "examples"
         return [
-            (str(images / each.image), each.question) for each in example_questions() if (images / each.image).is_file()
+            (str(shipped.example(one.name)), question) for one in shipped.examples() for question, _ in one.questions
         ]
     if not folder.is_dir():
         raise FoveateError(f"there is no folder {str(folder)!r} to take examples from.")

@@ -111,9 +111,9 @@ def ask(
     """Answer a question about images or a clip, and report visual tokens and timings.
 
     The answer is streamed. It is followed by the size of the image, its grid of tokens at every stage of the vision
-    transformer and after each step of a plan, the number of tokens in the language model with and without merging, and
-    the time of each part: preprocess (open, resize, cut into patches), encoder, connector, prefill and decode. Decoding
-    is greedy, so that the same question gets the same answer.
+    transformer and after each step of a plan, the number of image tokens in the layers of the language model, compared
+    with the same model without a plan, and the time of each part: preprocess (open, resize, cut into patches), encoder,
+    connector, prefill and decode. Decoding is greedy, so that the same question gets the same answer.
 
     Several images are read in their order. An address may give an image of 20 MiB in 30 seconds, or a video of 200 MiB
     in 300 seconds. Of a clip, up to 32 frames are read, or those that the plan chooses (scene:16), by models with
@@ -127,7 +127,8 @@ def ask(
     if example is not None:
         path = shipped.example(example)
         if question is None:
-            raise FoveateError(f"a question about the example is missing, such as {shipped.QUESTIONS[example][0]!r}.")
+            first = next(one.questions[0][0] for one in shipped.examples() if one.name == example)
+            raise FoveateError(f"a question about the example is missing, such as {first!r}.")
         sources.insert(0, str(path))
     if question is None or not sources:
         raise FoveateError(
@@ -179,15 +180,19 @@ def _list_examples(as_json: bool) -> None:
     """Print the images of the package with questions about them."""
     if as_json:
         rows = [
-            {"name": name, "path": str(shipped.example(name)), "questions": list(questions)}
-            for name, questions in shipped.QUESTIONS.items()
+            {
+                "name": one.name,
+                "path": str(shipped.example(one.name)),
+                "questions": [question for question, _ in one.questions],
+            }
+            for one in shipped.examples()
         ]
         print_json({"examples": rows})
         return
-    for name, questions in shipped.QUESTIONS.items():
-        console.print(f"{name:9} {shipped.example(name)}", markup=False, soft_wrap=True)
-        for question in questions:
-            console.print(f"{'':9} foveate ask --example {name} {question!r}", markup=False, soft_wrap=True)
+    for one in shipped.examples():
+        console.print(f"{one.name:9} {shipped.example(one.name)}", markup=False, soft_wrap=True)
+        for question, _ in one.questions:
+            console.print(f"{'':9} foveate ask --example {one.name} {question!r}", markup=False, soft_wrap=True)
 
 
 def _check_picture(picture: Path, images: int) -> None:

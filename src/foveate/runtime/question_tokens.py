@@ -143,8 +143,11 @@ class PromptReader:
         text, starts = "".join(pieces), _starts(pieces)
         turns = self._turns(text)
         turns = turns if all_turns else turns[-1:]
-        # A token may span the whitespace at the end of a turn and the text after it.
-        turns = [(start, start + len(text[start:stop].rstrip(_BLANK))) for start, stop in turns]
+        # A token may span the whitespace at an end of a turn and the text beyond it.
+        turns = [
+            (stop - len(text[start:stop].lstrip(_BLANK)), start + len(text[start:stop].rstrip(_BLANK)))
+            for start, stop in turns
+        ]
         candidates = [
             place
             for place in places
@@ -157,7 +160,7 @@ class PromptReader:
             if timed and run[-1] + 1 < len(ids) and ids[run[-1] + 1] in self.special:  # timestamp of the next frame
                 run = [p for p in run if starts[p] - starts[run[0]] < timed.start()]
             trimmed = _trimmed(run, pieces)
-            before = ids[run[0] - 1] if run[0] else -1
+            before = ids[run[0] - 1] if run and run[0] else -1
             if trimmed and not self._is_image_markup(before, "".join(pieces[p] for p in trimmed), ids, run[-1] + 1):
                 question += trimmed
         return question

@@ -21,12 +21,12 @@ from foveate.integrations.ray.cluster import Model, Replicas
 from foveate.integrations.ray.pool import Pool, deployed
 from foveate.serving import Limits
 from tests.integrations.ray.local_ray import processes, two_workers
-from tests.serving.live_server import EXAMPLES, Served, answering, asking, data_uri, wait_until
+from tests.serving.live_server import ANSWER, EXAMPLES, PLAN, TOTAL, Served, answering, asking, data_uri, wait_until
 
 pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning"), pytest.mark.xdist_group("ray-server")]
 
 RECEIPT = data_uri((EXAMPLES / "receipt.png").read_bytes())
-QUESTION = asking("What is the total?", RECEIPT)
+QUESTION = asking(TOTAL, RECEIPT)
 TWO = Replicas(2)
 
 
@@ -34,7 +34,7 @@ TWO = Replicas(2)
 def served() -> Iterator[Served]:
     limits = Limits(batch=4)
     with two_workers(), deployed(Model(), TWO, limits, "test of: a/b") as handle:
-        with answering(Pool(handle, "test of: a/b", TWO, limits), plan="divprune:50%", api_key="key") as server:
+        with answering(Pool(handle, "test of: a/b", TWO, limits), plan=PLAN, api_key="key") as server:
             yield server
             left = server.engine
         assert not left.alive and not left._jobs
@@ -49,9 +49,9 @@ def health(served: Served) -> dict[str, Any]:
 
 
 def test_answers_limits_and_counters_are_those_of_any_server(served: Served) -> None:
-    for plan in ("divprune:50%", "fastv:50%@2"):
+    for plan in (PLAN, "fastv:50%@2"):
         answer = said(served, extra_body={"foveate": {"plan": plan}})
-        expected = foveate.ask(EXAMPLES / "receipt.png", "What is the total?", plan=plan)
+        expected = foveate.ask(EXAMPLES / "receipt.png", TOTAL, plan=plan)
         assert answer.choices[0].message.content == expected.text
         assert answer.usage.model_extra["foveate"]["plan"] == plan
     pieces = [piece.choices[0].delta.content or "" for piece in said(served, stream=True)]
@@ -65,7 +65,7 @@ def test_answers_limits_and_counters_are_those_of_any_server(served: Served) -> 
     )
     assert clamped.headers["x-foveate-max-tokens"] == "512"
     first, second = clamped.parse().choices
-    assert first.message == second.message and "".join(one.token for one in first.logprobs.content) == "34.55"
+    assert first.message == second.message and "".join(one.token for one in first.logprobs.content) == ANSWER
     assert health(served)["replicas"] == {"running": 2, "wanted": 2}
     values = httpx.get(f"{served.address}/metrics").text.splitlines()
     assert "foveate_images_total 6.0" in values and 'foveate_requests_total{status="400"} 1.0' in values
@@ -87,7 +87,7 @@ def test_clients_that_leave_free_their_work(served: Served) -> None:
 
         assert any(pool.map(leave, range(12)))
     wait_until(lambda: not served.engine._jobs)
-    assert said(served).choices[0].message.content == "34.55"
+    assert said(served).choices[0].message.content == ANSWER
 
 
 @pytest.mark.slow
@@ -118,8 +118,8 @@ def test_a_stream_whose_replica_dies_ends_with_an_error_and_the_next_waits_for_a
             ends.append("".join(piece.choices[0].delta.content or "" for piece in stream))
         except openai.APIError as error:
             ends.append(str(error))
-    assert set(ends) <= {"34.55", "the replica that answered this request failed; send the request again."}
-    assert said(served).choices[0].message.content == "34.55"
+    assert set(ends) <= {ANSWER, "the replica that answered this request failed; send the request again."}
+    assert said(served).choices[0].message.content == ANSWER
 
 
 @pytest.mark.slow
@@ -138,6 +138,6 @@ def test_the_command_drains_and_leaves_nothing_behind() -> None:
         answers = [pool.submit(client.chat.completions.create, model="embedded", messages=QUESTION) for _ in range(4)]
         wait_until(lambda: httpx.get(f"{found[1]}/metrics").text.count('requests_total{status="200"}') == 1, 120)
         process.send_signal(signal.SIGTERM)
-        assert {one.result().choices[0].message.content for one in answers} == {"34.55"}
+        assert {one.result().choices[0].message.content for one in answers} == {ANSWER}
     assert process.wait(120) == 0
     wait_until(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in below), 60)
