@@ -34,7 +34,7 @@ DOMAIN = (*READING, "count_shapes", "shape_colour")
 #: Shortest side of the images in pixels; difficulty; number of the first image.
 SHORTEST, DIFFICULTY, FIRST = 160, 0.7, 30_000
 #: Longest sides relative to the limit, and heights of capitals in pixels.
-LARGER, CAPITALS = (1.15, 1.5), (6, 7, 8, 9, 10, 11, 12, 13, 14, 16, 20, 24)
+LARGER, CAPITALS = (1.5, 2), (6, 7, 8, 9, 10, 11, 12, 13, 14, 16, 20, 24)
 #: Pages that are made smaller: their capitals then have at most so many pixels of the smallest that the model reads.
 SMALLER = (0.5, 0.67)
 NOTE = "Images of the held-out split, at a difficulty of 0.7. Interval: Wilson, 95 %."

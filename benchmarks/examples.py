@@ -9,7 +9,7 @@
 3. Of each kind the first drawing becomes an example whose questions the full model answers rightly. On the first
    question of the first example, the demonstration, the plan has to be right, random tokens and a smaller image wrong.
 4. The examples are written where they are used: `examples/`, `src/foveate/examples.json`, and the pages that show the
-   demonstration.
+   demonstration. The images of the report are chosen in the same way, in `src/foveate/report/images.py`.
 
 Run it again whenever the weights of the embedded model change. An answer is right if it is exactly the expected text.
 """
@@ -40,6 +40,7 @@ from foveate.core.errors import FoveateError
 from foveate.core.full_model import FULL_MODEL
 from foveate.core.plan import Plan
 from foveate.loading import load
+from foveate.report.images import IMAGES, page
 
 ROOT = Path(__file__).parents[1]
 DRAWINGS: dict[str, Callable[[int], Any]] = runpy.run_path(str(ROOT / "examples" / "draw.py"))["DRAWINGS"]
@@ -47,6 +48,8 @@ DRAWINGS: dict[str, Callable[[int], Any]] = runpy.run_path(str(ROOT / "examples"
 CHOOSE, RANK, COMPARE = 0, 1_000, 2_000
 #: Drawings of each kind among which an example has to be found, and questions of an example: the first ones of these.
 MOST_DRAWINGS, LEAST_QUESTIONS, MOST_QUESTIONS = 60, 2, 3
+#: Pages among which an image of the report has to be found.
+MOST_PAGES = 100
 #: Longest answer in tokens; that of every question is shorter.
 ANSWER = 24
 #: Pages with commands that show the demonstration.
@@ -180,14 +183,31 @@ def choose(texts: Callable[[Image.Image, str], str], replies: Replies) -> list[d
     return chosen
 
 
+def report_pages(texts: Callable[[Image.Image, str], str]) -> dict[str, int]:
+    """Find the first page of every task in the report that the full model reads.
+
+    Raises:
+        FoveateError: it reads none of the first pages of a task.
+    """
+    found = {}
+    for task, _, size, shows in IMAGES:
+        samples = ((number, page(task, number, size)) for number in range(MOST_PAGES))
+        read = (number for number, one in samples if texts(one.image, one.question) == one.answer)
+        number = next(read, None)
+        if number is None:
+            raise FoveateError(f"the full model reads none of the first {MOST_PAGES} pages with {shows} of the report.")
+        found[task] = number
+    return found
+
+
 def demonstrates(said: Mapping[str, Reply], expected: str) -> bool:
     """Whether the full model and the plan are right, and random tokens and a smaller image are wrong."""
     correct = {name: reply.text == expected for name, reply in said.items()}
     return correct[FULL_MODEL] and correct["plan"] and not any(correct[name] for name in BASELINES)
 
 
-def write(root: Path, plan: str, chosen: Sequence[Mapping[str, Any]]) -> None:
-    """Write the examples of a repository, and name plan and question in its pages."""
+def write(root: Path, plan: str, chosen: Sequence[Mapping[str, Any]], report: Mapping[str, int]) -> None:
+    """Write the examples and the images of the report, and name plan and question in the pages of a repository."""
     table = {"plan": plan, "examples": list(chosen)}
     (root / "src/foveate/examples.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
     folder = root / "examples"
@@ -210,8 +230,10 @@ def write(root: Path, plan: str, chosen: Sequence[Mapping[str, Any]]) -> None:
     listed = [f'    ("../{name}.png", "{question}", "{answer}"),\n' for name, question, answer in asked]
     cell["source"][1 : cell["source"].index("]\n")] = listed
     notebook.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    for page in PAGES:
-        _replace(root / page, SHOWN, lambda match: f"{match[1]}{asked[0][1]}{match[2]}{plan}")
+    for task, number in report.items():
+        _replace(root / "src/foveate/report/images.py", [re.compile(rf'(\("{task}", )\d+')], rf"\g<1>{number}")
+    for name in PAGES:
+        _replace(root / name, SHOWN, lambda match: f"{match[1]}{asked[0][1]}{match[2]}{plan}")
 
 
 def _replace(path: Path, patterns: Sequence[re.Pattern[str]], text: str | Callable[[re.Match[str]], str]) -> None:
@@ -249,8 +271,12 @@ def main(options: argparse.Namespace) -> None:
     options.output.parent.mkdir(parents=True, exist_ok=True)
     write_json(options.output, result)
     if not options.measure_only:
-        chosen = choose(lambda image, text: ask(image, text, model, max_new_tokens=ANSWER).text, replies)
-        write(ROOT, plan, chosen)
+
+        def texts(image: Image.Image, question: str) -> str:
+            return ask(image, question, model, max_new_tokens=ANSWER).text
+
+        chosen = choose(texts, replies)
+        write(ROOT, plan, chosen, report_pages(texts))
         for one in chosen:
             print(
                 one["name"], one["number"], *(f"{question} {answer}" for question, answer in one["questions"]), sep="; "

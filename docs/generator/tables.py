@@ -73,7 +73,7 @@ def picture(root: Path, page: Path) -> str:
     if not path.exists():
         return "*The figure has not been created yet (`make picture`).*"
     link = os.path.relpath(path, page.parent)
-    return f"![The receipt, the windows of each stage, and the pooling weights]({link})"
+    return f"![The receipt, the tokens of each stage, and those that the plan keeps]({link})"
 
 
 def embedded(root: Path, _page: Path) -> str:
@@ -286,6 +286,9 @@ BLOCKS: dict[str, Callable[[Path, Path], str]] = {
     "stages": stages,
     "picture": picture,
     "embedded": embedded,
+    "embedded-training": part_of("embedded_model", "training"),
+    "embedded-warnings": part_of("embedded_model", "warnings"),
+    "embedded-examples": part_of("embedded_model", "examples"),
     "encoders": encoders,
     "authors": authors,
     "speed": speed,

@@ -20,22 +20,23 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 #: The images: task of the generator, number of the page in the held-out split, size in pixels, what they show.
-#: Chosen among the pages that the embedded model reads when no plan is followed.
+#: `benchmarks/examples.py` chooses the first of 100 pages that the embedded model reads when no plan is followed.
 IMAGES: tuple[tuple[str, int, tuple[int, int], str], ...] = (
     ("read_word", 4, (448, 288), "a word"),
     ("receipt_total", 7, (288, 448), "a receipt"),
     ("table_cell", 6, (448, 320), "a table"),
-    ("chart_extreme", 22, (448, 352), "a chart"),
+    ("bar_chart", 22, (448, 352), "a chart"),
     ("sign", 13, (416, 320), "a sign"),
     ("count_shapes", 21, (448, 352), "shapes"),
 )
-DIFFICULTY = 0.2
+#: Difficulty, and least height of capitals in pixels.
+DIFFICULTY, LEAST = 0.2, 12
 EMBEDDED = "embedded"
 #: Longer side of an image in pixels; maximum number of tokens of an answer.
 SIDE, ANSWER = 448, 16
 #: Budget of plans that need one.
 BUDGET = "25%"
-_FORM = 3  # version of the files; changing it redraws all images
+_FORM = 4  # version of the files; changing it redraws all images
 _OURS = re.compile(r"[a-z0-9+-]+-[0-9a-f]{10}(-\d)?\.(webp|json)")
 
 
@@ -148,7 +149,7 @@ class Gallery:
         from foveate import __version__
         from foveate.report.charts import slug
 
-        key = [_FORM, __version__, model, plan, IMAGES, DIFFICULTY, SIDE, ANSWER]
+        key = [_FORM, __version__, model, plan, IMAGES, DIFFICULTY, LEAST, SIDE, ANSWER]
         number = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:10]
         return f"{slug(re.split(r'[:(@]', plan)[0]) or 'image'}-{number}"
 
@@ -195,12 +196,15 @@ def write(path: Path, content: bytes) -> None:
 
 
 @cache
-def _samples() -> tuple[Any, ...]:
+def page(task: str, number: int, size: tuple[int, int]) -> Any:
+    """Render a page of the held-out split as one of the images."""
     from foveate.synthetic import render
 
-    return tuple(
-        render(task, seed, split="heldout", size=size, difficulty=DIFFICULTY) for task, seed, size, _ in IMAGES
-    )
+    return render(task, number, split="heldout", size=size, difficulty=DIFFICULTY, least=LEAST)
+
+
+def _samples() -> tuple[Any, ...]:
+    return tuple(page(task, number, size) for task, number, size, _ in IMAGES)
 
 
 def _webp(image: Image) -> bytes:
