@@ -189,7 +189,7 @@ def chart(number: int) -> Drawing:
         draw.text((centre, level(value) - 5), str(value), font=ImageFont.load_default(19), fill=INK, anchor="mb")
         draw.text((centre, bottom + 9), month, font=ImageFont.load_default(19), fill=INK, anchor="ma")
     draw.line((left, bottom, right, bottom), fill=PALE_INK, width=2)
-    questions = [("Which month had the most visitors?", most), ("Which month had the fewest visitors?", least)]
+    questions = [("Which bar is the highest?", most), ("Which bar is the lowest?", least)]
     questions += [(f"What is the value of {month}?", str(value)) for month, value in zip(months, values, strict=True)]
     return Drawing(image, tuple(questions))
 

@@ -68,7 +68,7 @@ def test_ask_as_json_with_a_picture(capsys, folder, image, tmp_path):
         (["IMAGE", "?", "--device", "cpu", "--device-map", "auto"], "give one of them"),
         (["IMAGE", "?", "--attn-implementation", "slow"], "not supported"),
         (["--example", "receit", "?"], "did you mean receipt? possible are chart, form, receipt"),
-        (["--example", "chart"], "question about the example is missing, such as 'Which month"),
+        (["--example", "chart"], "question about the example is missing, such as 'Which bar"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(capsys, folder, image, arguments, message):
