@@ -45,7 +45,8 @@ class Example:
 def examples() -> tuple[Example, ...]:
     """The examples in the order in which they are offered; the first question of the first one is the demonstration."""
     return tuple(
-        Example(row["name"], row["number"], tuple(map(tuple, row["questions"]))) for row in read_json(TABLE)["examples"]
+        Example(row["name"], row["number"], tuple((question, answer) for question, answer in row["questions"]))
+        for row in read_json(TABLE)["examples"]
     )
 
 

@@ -186,6 +186,18 @@ def test_a_language_model_can_be_taken_over(tmp_path):
         new_model(wide, seed=4)
 
 
+def test_a_deeper_language_model_with_more_words_gives_its_first_layers(tmp_path):
+    text = NEW["llava"].text
+    deep = {**text, "num_hidden_layers": text["num_hidden_layers"] + 1}
+    source, processor = new_model(NewModel(**{**vars(NEW["llava"]), "text": deep, "phrases": ["What is "]}), seed=3)
+    folder = export(source, processor, tmp_path / "source", torch.float32)
+    model, _ = new_model(NewModel(**{**vars(NEW["llava"]), "language_model": str(folder)}), seed=4)
+    theirs, ours = source.model.language_model.state_dict(), model.model.language_model.state_dict()
+    assert len(theirs) > len(ours) and len(theirs["embed_tokens.weight"]) == len(ours["embed_tokens.weight"]) + 1
+    for key, value in ours.items():
+        assert torch.equal(value, theirs[key][: len(value)]), key
+
+
 def test_unknown_kinds_are_refused():
     with pytest.raises(
         FoveateError, match="'blip' is not known; possible are llava-uhd, llava-video, llava, qwen2.5-vl"

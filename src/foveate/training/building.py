@@ -116,14 +116,19 @@ def new_model(new: NewModel, seed: int) -> tuple[PreTrainedModel, ProcessorMixin
 def _take_language_model(model: Any, name: str) -> None:
     """Copy the language model of another model; vocabulary rows and biases that it lacks keep their values.
 
+    Of a language model with more layers the first ones are taken, and of a larger vocabulary the rows that this one has.
+
     Raises:
         FoveateError: it cannot be loaded, or its sizes differ.
     """
     source, _ = load(_name(name), dtype="float32", device="cpu", plan=None)
-    theirs = source.model.language_model.state_dict()
+    depth = model.config.get_text_config().num_hidden_layers
+    left_out = tuple(f"layers.{n}." for n in range(depth, source.config.get_text_config().num_hidden_layers))
+    weights = source.model.language_model.state_dict()
+    theirs = {key: value for key, value in weights.items() if not key.startswith(left_out)}
     ours = model.model.language_model.state_dict()
     missing = sorted(key for key in ours if key not in theirs and not key.endswith(".bias"))
-    different = sorted(key for key in theirs if key not in ours or ours[key].shape[1:] != theirs[key].shape[1:])
+    different = sorted(key for key in theirs if key not in ours or not _fits(key, theirs[key], ours[key]))
     if missing or different:
         raise FoveateError(
             f"model.new.language_model: the weights of {name!r} do not fit model.new.text, such as "
@@ -131,8 +136,15 @@ def _take_language_model(model: Any, name: str) -> None:
         )
     with torch.no_grad():
         for key, value in theirs.items():
-            ours[key][: len(value)] = value
-        model.lm_head.weight[: len(source.lm_head.weight)] = source.lm_head.weight
+            ours[key][: len(value)] = value[: len(ours[key])]
+        rows = min(len(source.lm_head.weight), len(model.lm_head.weight))
+        model.lm_head.weight[:rows] = source.lm_head.weight[:rows]
+
+
+def _fits(key: str, theirs: torch.Tensor, ours: torch.Tensor) -> bool:
+    """Whether weights can be copied: only the vocabulary may have another number of rows."""
+    rows = slice(1, None) if key.startswith("embed_tokens.") else slice(None)
+    return theirs.shape[rows] == ours.shape[rows]
 
 
 def _take_vision_tower(model: Any, architecture: Architecture, name: str) -> None:

@@ -43,7 +43,7 @@ class NewModel:
             `siglip_text_model`), for connectors of `llava-video` that read the question with one. It is trained with
             `connector`.
         language_model: Folder or Hub id of a model whose language model's weights are taken to start with, or
-            `embedded`; random weights by default.
+            `embedded`; random weights by default. Of one with more layers the first are taken.
         vision_tower: The same for the vision tower. Where its image size differs, position embeddings are resized.
     """
 
