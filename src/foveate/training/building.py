@@ -116,7 +116,7 @@ def new_model(new: NewModel, seed: int) -> tuple[PreTrainedModel, ProcessorMixin
 def _take_language_model(model: Any, name: str) -> None:
     """Copy the language model of another model; vocabulary rows and biases that it lacks keep their values.
 
-    Of a language model with more layers the first ones are taken, and of a larger vocabulary the rows that this one has.
+    Of more layers the first ones are taken, and of a larger vocabulary the rows that this one has.
 
     Raises:
         FoveateError: it cannot be loaded, or its sizes differ.
