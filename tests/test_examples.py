@@ -86,7 +86,7 @@ def test_on_unchosen_drawings_the_plan_is_right_more_often_than_the_baselines() 
     rows, right = result["rows"], result["right"]
     assert result["plan"] == shipped.demonstration_plan() and len(rows) >= 20
     assert right == SCRIPT["right"](rows)
-    assert right["full model"] >= right["plan"] > max(right[method] for method in BASELINES)
+    assert right["plan"] > max(right[method] for method in BASELINES)
     used = {(one.name, one.number) for one in shipped.examples()}
     assert not used & {(row["kind"], row["number"]) for row in rows}
 
