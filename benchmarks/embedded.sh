@@ -4,7 +4,8 @@
 #
 #     sh benchmarks/embedded.sh RUN [STEP...]      RUN is the output of recipes/embedded.yaml, such as runs/embedded
 #
-# Without names of steps all run, in this order; each can be repeated alone, and an interrupted one goes on where it stood.
+# Without names of steps all run, in this order; each can be repeated alone. Evaluation, accuracy and speed resume if they
+# were interrupted.
 set -eu
 run="$1"
 shift
