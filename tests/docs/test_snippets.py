@@ -43,6 +43,7 @@ NOT_RUN = {
         "lmms-eval and its data are not installed; make test-lmms",
         "lmms-eval is not installed; make test-lmms",
     ],
+    "docs/embedded-model.md": ["hours; tests/training/test_processes.py trains a small model on two processes"],
     "docs/looking-again.md": ["minutes to hours; tests/training/methods/test_acquisition.py runs it on a small model"],
     "docs/quantization.md": [
         "bitsandbytes needs a GPU",
