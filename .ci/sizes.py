@@ -21,7 +21,6 @@ WEIGHTS = ("src/foveate/embedded/", "benchmarks/models/")
 #: Patterns of paths that can be larger, with the reason.
 ALLOWED = {
     "benchmarks/results/accuracy-*.json": "results of all plans, from which the pages are generated",
-    "benchmarks/results/embedded-training.jsonl": "the log of the embedded model's training",
     "docs/results/index.html": "the page of results, in one file that loads nothing from elsewhere",
     "docs/figures/demo.png": "the picture of the README, drawn by `make picture`",
     "tests/golden/vit_uhd/content-2-stages/model.safetensors": "weights with which the authors' code made the numbers",
