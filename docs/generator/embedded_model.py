@@ -25,6 +25,30 @@ def training(root: Path) -> str:
     return f"{total} At the end of the stages:\n\n{table(header, rows)}"
 
 
+def stages(root: Path) -> str:
+    """Right answers by task after the stages of the training, from `python -m foveate.benchmark.embedded`."""
+    from generator.tables import percent, table
+
+    results = root / "benchmarks/results"
+    record = read_results(root / "src/foveate/embedded/training.json")
+    paths = {name: results / f"embedded-after-{name}.json" for name in record["stages"]}
+    runs: dict[str, dict[str, Any]] = {name: read_results(path) for name, path in paths.items() if path.exists()}
+    if not runs:
+        return "*Not measured yet (`python -m foveate.benchmark.embedded`).*"
+    counts = {name: {task: row["count"] for task, row in run["tasks"].items()} for name, run in runs.items()}
+    last = list(runs)[-1]
+    for name in runs:
+        if counts[name] != counts[last]:
+            raise ValueError(f"{paths[name]} answers other questions than the last stage: evaluate them alike.")
+    rows = [
+        [f"`{task}`", str(count), *(percent(run["tasks"][task]["accuracy"]) for run in runs.values())]
+        for task, count in counts[last].items()
+    ]
+    header = ["task", "questions", *(f"after `{name}`" for name in runs)]
+    made = f"From `benchmarks/results/embedded-after-*.json`, the last one created by `{runs[last]['command']}`."
+    return f"{table(header, rows)}\n\n{made}"
+
+
 def warnings(root: Path) -> str:
     """How often `ask` warns, from `benchmarks/domain.py`."""
     from generator.tables import percent, table

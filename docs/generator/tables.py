@@ -287,6 +287,7 @@ BLOCKS: dict[str, Callable[[Path, Path], str]] = {
     "picture": picture,
     "embedded": embedded,
     "embedded-training": part_of("embedded_model", "training"),
+    "embedded-stages": part_of("embedded_model", "stages"),
     "embedded-warnings": part_of("embedded_model", "warnings"),
     "embedded-examples": part_of("embedded_model", "examples"),
     "encoders": encoders,

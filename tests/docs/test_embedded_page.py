@@ -4,6 +4,8 @@ import json
 import sys
 from pathlib import Path
 
+import pytest
+
 from foveate.statistics import wilson_interval
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "docs"))
@@ -54,3 +56,18 @@ def test_the_stages_of_the_training_are_listed(tmp_path: Path) -> None:
     text = block("embedded-training", tmp_path)
     assert "225,536 images in 2.0 hours" in text
     assert "| `read` | 3,000 | 91% |  |" in text and "| `find` | 1,019 |  | 80% |" in text
+
+
+def test_stages_are_compared_on_the_same_questions(tmp_path: Path) -> None:
+    written(tmp_path / "src/foveate/embedded/training.json", {"stages": {"read": {}, "answer": {}, "full": {}}})
+    assert "Not measured yet" in block("embedded-stages", tmp_path)
+    for name, right, count in (("full", 75, 100), ("answer", 33, 100)):
+        tasks = {"sign": {"count": count, "right": right, "accuracy": right / count}}
+        path = tmp_path / f"benchmarks/results/embedded-after-{name}.json"
+        written(path, {"tasks": tasks, "command": f"evaluate {name}"})
+    text = block("embedded-stages", tmp_path)
+    assert "| task | questions | after `answer` | after `full` |" in text
+    assert "| `sign` | 100 | 33.0 % | 75.0 % |" in text and "`evaluate full`" in text
+    written(path, {"tasks": {"sign": {"count": 50, "right": 1, "accuracy": 0.02}}, "command": ""})
+    with pytest.raises(ValueError, match="embedded-after-answer.json answers other questions"):
+        block("embedded-stages", tmp_path)
