@@ -40,7 +40,7 @@ $(DEV): | $(BIN)/python
 	@touch $@ $(CORE)
 
 demo: $(CORE) ## the embedded model answers a question from a quarter of an image's tokens; writes demo.png
-	$(BIN)/foveate ask examples/receipt.png "What is the total?" --plan divprune:25% --picture demo.png
+	$(BIN)/foveate ask examples/receipt.png "What is the total?" --plan vispruner:25% --picture demo.png
 
 test: $(DEV) ## run the quick tests
 	$(BIN)/python -m pytest $(PARALLEL)
@@ -161,7 +161,7 @@ site: $(SITE) ## build the documentation site in build/site; a broken link or an
 	cd build && NO_COLOR=1 $(CURDIR)/.venv/site/bin/zensical build --strict --clean --config-file mkdocs.yml
 
 picture: $(DEV) ## redraw the figure of the README with the embedded model
-	$(BIN)/foveate ask examples/receipt.png "What is the total?" --plan divprune:25% --picture docs/figures/demo.png
+	$(BIN)/foveate ask examples/receipt.png "What is the total?" --plan vispruner:25% --picture docs/figures/demo.png
 
 bench: $(DEV) ## run a small version of every benchmark on the CPU; results: build/bench/report
 	mkdir -p build/bench

@@ -58,8 +58,8 @@ evaluation() { # 500 held-out questions a task
     rm -f "$package/evaluation.rows.jsonl"
 }
 
-examples() { # the demonstration, its plan, the suggested questions and the images of the report
-    python benchmarks/examples.py
+examples() { # the demonstration with the plan that the README starts with, the questions, the images of the report
+    python benchmarks/examples.py --plan vispruner:25%
 }
 
 domain() { # how often `ask` warns
