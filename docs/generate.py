@@ -3,8 +3,8 @@
     python docs/generate.py [--check]
 
 It generates `docs/figures/pvc.svg`, `docs/reference.md`, `docs/reference/`, `docs/methods.md`, `docs/methods/`,
-`docs/matrix.md`, `docs/support.md`, `docs/paper_index.md`, `docs/flops.md`, the index
-`src/foveate/methods/index.json`, and the blocks between `<!-- generated: NAME -->` and `<!-- end -->` in README.md and
+`docs/matrix.md`, `docs/support.md`, `docs/paper_index.md`, `docs/flops.md`, `src/foveate/methods/index.json`,
+`src/foveate/published.json`, and the blocks between `<!-- generated: NAME -->` and `<!-- end -->` in README.md and
 the pages (see `generator/tables.py`).
 """
 
@@ -17,8 +17,10 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from foveate.cost.papers import claims
 from foveate.gallery import gallery as all_entries
 from foveate.methods.entries import INDEX, index_of
+from foveate.published import PUBLISHED, text_of
 from generator import flops, gallery, method_pages, papers, pvc, reference, support, tables
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,6 +31,7 @@ def wanted() -> dict[Path, str]:
     """Every generated file with its expected text."""
     files = {DOCS / "figures" / "pvc.svg": pvc.draw()}
     files[INDEX] = index_of(all_entries())
+    files[PUBLISHED] = text_of(claims())
     pages = reference.pages() | gallery.pages() | papers.pages(ROOT) | support.pages()
     pages |= flops.pages() | method_pages.pages(ROOT)
     files |= {DOCS / path: text for path, text in pages.items()}

@@ -87,9 +87,35 @@ def test_no_command_shows_help(run):
     assert "Usage: foveate" in out
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("methods",),
+        ("methods", "divprune"),
+        ("methods", "*prune*", "--json"),
+        ("flops", "--papers"),
+        ("flops", "--help"),
+        (),
+    ],
+    ids=" ".join,
+)
+def test_nothing_slow_is_imported(arguments):
+    code = f"""
+import sys, foveate_cli
+sys.argv = ["foveate", *{arguments!r}]
+assert foveate_cli.main() == 0
+print(sorted({{"torch", "transformers", "numpy"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 def test_python_m_foveate_and_one_version():
-    done = subprocess.run([sys.executable, "-m", "foveate", "--version"], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-X", "importtime", "-m", "foveate", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == f"foveate {version('foveate')}"
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+    assert "foveate.cli" in imported and "torch" not in imported
     assert foveate.__version__ == version("foveate")
 
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from foveate.core.plan import Plan
 from foveate.cost import RELEASED, cost, follow, named, processed_image, shape_of
-from foveate.cost.claim import SAME, SPAN, TEXT, Claim
 from foveate.cost.papers import claims, nearest, scores_left_over, slice_saving
+from foveate.published import SAME, SPAN, TEXT, Claim
 from generator.tables import table
 
 #: Size of the image in the table of models, in pixels, and plans that are compared with the full model.

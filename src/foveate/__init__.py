@@ -110,7 +110,13 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-# Registering imports torch and transformers, which takes seconds. The command line (`foveate_cli`) therefore does it
-# when a command runs, and not for `foveate --help`.
-if "foveate_cli" not in sys.modules:
+def _is_command_line() -> bool:
+    """Whether the program is `foveate` or `python -m foveate`, which is not known by its path before it is found."""
+    as_module = sys.argv[:1] == ["-m"] and sys.orig_argv[-len(sys.argv)] == "foveate"
+    return "foveate_cli" in sys.modules or as_module
+
+
+# Registering imports torch and transformers, which takes seconds. The command line therefore does it when a command
+# runs, and not for `foveate --help`.
+if not _is_command_line():
     register()

@@ -63,8 +63,8 @@ TARGETS = {
 }
 """The function behind each command, as `module:function`."""
 
-#: Commands that know no models: they neither wait for torch nor register foveate's models.
-WITHOUT_MODELS = frozenset({"methods"})
+#: Commands that may need no models, and then do not wait for torch: they register foveate's models themselves.
+WITHOUT_MODELS = frozenset({"flops", "methods"})
 
 # typer carries its own copy of click since 0.2x, so the base of its usage errors is found through typer.
 ClickException: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")

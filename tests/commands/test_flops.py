@@ -77,7 +77,6 @@ def test_what_cannot_be_counted_is_one_sentence(options, message, capsys):
     assert message in error and "\n" not in error
 
 
-@pytest.mark.slow  # counts the models of all papers; tests/cost/test_papers.py compares the numbers by default
 def test_published_numbers(capsys):
     assert main(["flops", "--papers", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["claims"]

@@ -1,8 +1,6 @@
 """The gallery: every method of the registries is there, and what it says of a family is what attaching does."""
 
 import json
-import subprocess
-import sys
 from typing import get_args
 
 import pytest
@@ -41,18 +39,6 @@ def test_a_damaged_index_is_one_sentence(tmp_path, monkeypatch):
             entries.indexed()
     monkeypatch.undo()
     entries.indexed.cache_clear()
-
-
-@pytest.mark.parametrize("arguments", [("methods",), ("methods", "divprune"), ("methods", "*prune*", "--json"), ()])
-def test_nothing_slow_is_imported(arguments):
-    code = f"""
-import sys, foveate_cli
-sys.argv = ["foveate", *{arguments!r}]
-assert foveate_cli.main() == 0
-print(sorted({{"torch", "transformers", "numpy"}} & set(sys.modules)))
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_methods_of_other_packages_are_listed(capsys, monkeypatch):

@@ -2,6 +2,8 @@
 
 import pytest
 
+from foveate import published
+from foveate.core.errors import FoveateError
 from foveate.cost.papers import Claim, claims, nearest, scores_left_over
 
 
@@ -142,6 +144,20 @@ def test_what_follows_and_what_does_not(found):
         "STViT", "PVC", "VQToken", "HICom",
     }  # fmt: skip
     assert not any(claim.same for claim in found if claim.input)
+
+
+def test_the_file_is_what_the_formulas_give(found):
+    assert published.recorded() == found  # if not: make docs
+    assert published.PUBLISHED.read_text(encoding="utf-8") == published.text_of(found)
+
+
+def test_a_damaged_file_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(published, "PUBLISHED", tmp_path / "published.json")
+    for content in (None, "", "{", "[]", '{"claims": [{}]}', '{"claims": [{"among": null}]}'):
+        if content is not None:
+            published.PUBLISHED.write_text(content)
+        with pytest.raises(FoveateError, match="holds no published costs"):
+            published.recorded()
 
 
 def test_differences_in_words():

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import foveate
 from foveate.commands.options import Json
 from foveate.console import console, print_json
 from foveate.core.errors import FoveateError
-from foveate.core.plan import Plan
+from foveate.published import recorded
 
 if TYPE_CHECKING:
     from foveate.cost import Model, ProcessedImage
@@ -70,6 +71,7 @@ def flops(
     if papers:
         _papers(as_json)
         return
+    foveate.register()
     document = describe(model, plan, image, tokens, text, dtype, attention, head)
     if as_json:
         print_json(document)
@@ -93,6 +95,7 @@ def describe(
         FoveateError: the model, the plan, the image or a choice is not possible.
     """
     from foveate import cost
+    from foveate.core.plan import Plan
 
     convention = _convention(attention, head)
     if dtype not in cost.DTYPES:
@@ -225,9 +228,7 @@ def shown(count: float) -> str:
 def _papers(as_json: bool) -> None:
     from rich.table import Table
 
-    from foveate.cost.papers import claims
-
-    published = claims()
+    published = recorded()
     if as_json:
         print_json({"claims": [claim.as_json() for claim in published]})
         return

@@ -15,13 +15,13 @@ from math import isqrt
 from foveate.core.plan import Plan
 from foveate.core.tokens import Grid
 from foveate.cost import flops
-from foveate.cost.claim import SPAN, TEXT, Claim, spanned
 from foveate.cost.cost import Convention, Cost, cost, encoder
 from foveate.cost.models import RELEASED
 from foveate.cost.preprocessing import ProcessedImage, processed_image
 from foveate.cost.schedule import Run, follow, tokens_per_layer
 from foveate.cost.shapes import Model, Vision, shape_of
 from foveate.cost.trained_papers import connector_cost, trained_claims
+from foveate.published import SPAN, TEXT, Claim, spanned
 
 #: Tokens of the system prompt in the scripts of FastV, which is the text that its formula is used with.
 FASTV_TEXT = 36

@@ -11,7 +11,6 @@ from torch import nn
 from foveate.core.plan import Plan
 from foveate.core.tokens import Grid
 from foveate.cost import flops
-from foveate.cost.claim import TEXT, Claim, spanned
 from foveate.cost.cost import Convention, Cost, cost, encoder
 from foveate.cost.counted import CountedEncoder, count, empty, without_data
 from foveate.cost.models import RELEASED, foveate_llava
@@ -23,6 +22,7 @@ from foveate.models.encoders.convllava import ConvLLaVAConfig
 from foveate.models.encoders.lookupvit import LookupViTConfig
 from foveate.models.encoders.sit import SiTConfig
 from foveate.models.encoders.stvit import STViTConfig, STViTForImageClassification
+from foveate.published import TEXT, Claim, spanned
 
 #: The language model without what comes before it.
 ALONE = Convention(encoder=False, connector=False)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from foveate.cost.claim import TEXT, Claim, spanned
 from foveate.cost.clips import clip_cost, clip_tokens
 from foveate.cost.cost import Convention
 from foveate.cost.models import QWEN2_7B
 from foveate.models.video_connectors import video_connector_of_sizes
+from foveate.published import TEXT, Claim, spanned
 
 #: SigLIP-so400m/14 at 384 pixels, 27 x 27 patches.
 SO400M: dict[str, Any] = {

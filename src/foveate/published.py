@@ -1,10 +1,22 @@
-"""A published number next to the one computed here."""
+"""Published costs of methods next to those that foveate computes, as plain values.
+
+Nothing here imports torch, so that `foveate flops --papers` prints at once. `foveate.cost.papers` computes the claims;
+`published.json` next to this file holds them, written by `docs/generate.py`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
+
+from foveate.core.errors import FoveateError
+from foveate.core.text_files import read_json
+
+#: All claims, one a line.
+PUBLISHED = Path(__file__).with_name("published.json")
 
 #: Text tokens if a paper does not state them: LLaVA's system prompt and a question of a benchmark.
 TEXT = 64
@@ -71,12 +83,36 @@ class Claim:
 
     def as_json(self) -> dict[str, Any]:
         """Return the claim as plain JSON values."""
-        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        fields["among"] = None if self.among is None else list(self.among)
-        return {**fields, "apart": self.apart, "same": self.same}
+        among = None if self.among is None else list(self.among)
+        return {**asdict(self), "among": among, "apart": self.apart, "same": self.same}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Claim:
+        """What the file holds."""
+        among = document["among"]
+        values: dict[str, Any] = {**document, "among": None if among is None else tuple(among)}
+        return cls(**values)
 
 
 def spanned(count: Callable[[int], float]) -> dict[str, Any]:
     """Compute a number at `TEXT` tokens of text, and its range over `SPAN`."""
     low, high = sorted(count(text) for text in SPAN)
     return {"ours": count(TEXT), "among": (low, high)}
+
+
+def recorded() -> list[Claim]:
+    """Return the claims in the file.
+
+    Raises:
+        FoveateError: the file is not there or is damaged.
+    """
+    try:
+        return [Claim.from_json(document) for document in read_json(PUBLISHED)["claims"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FoveateError(f"{PUBLISHED} holds no published costs; install foveate again.") from error
+
+
+def text_of(claims: Iterable[Claim]) -> str:
+    """The text of the file: a line for every claim."""
+    lines = [json.dumps(asdict(claim), ensure_ascii=False) for claim in claims]
+    return '{"claims": [\n' + ",\n".join(lines) + "\n]}\n"
