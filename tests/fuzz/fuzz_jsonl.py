@@ -29,6 +29,7 @@ SEEDS = [
 ]
 WORDS = [
     b'"conversations":', b'"from":', b'"human"', b'"gpt"', b'"system"', b'"value":', b'"image":', b'"images":',
+    b'"video":', b'"videos":', b"<video>",
     b'"question":',
     b'"plan":', b'"max_new_tokens":', b'"id":', b'"good.png"', b"<image>", b"\\ud800", b"\\u0000", b"\n", b"NaN",
     b"Infinity",
@@ -43,6 +44,11 @@ def check(data: bytes) -> None:
         for example in read_conversations(_FILE):
             assert len(example.images) == sum(turn["value"].count("<image>") for turn in example.conversations)
             json.dumps(example.conversations, ensure_ascii=False).encode()
+    except FoveateError as error:
+        is_sentence(error)
+    try:
+        for example in read_conversations(_FILE, no_clips=None):
+            assert len(example.clips) == sum(turn["value"].count("<video>") for turn in example.conversations)
     except FoveateError as error:
         is_sentence(error)
     try:

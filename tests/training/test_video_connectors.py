@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,45 +21,15 @@ from foveate.training.recipe import Clips, NewModel, Sizes
 from foveate.training.recipe_file import parse_recipe, read_recipe
 from foveate.training.run import Run
 from foveate.training.training_model import TrainingModel
-from tests.models.llava_video.small_llava_video import words_config
-from tests.models.video_connectors.small_options import JOINT, SMALL
-from tests.training.small_training import TEXT, recipe, small_stage
+from tests.training.small_training import recipe, small_stage
+from tests.training.small_video import SIDE, TRAIN, new_fields
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes" / "video").glob("*.yaml"))
-SIDE = 84
-VISION = {
-    "hidden_size": 48,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 3,
-    "image_size": SIDE,
-    "patch_size": 14,
-}
 CLIPS: dict[str, Any] = {
     "sizes": {"width": [SIDE, SIDE], "height": [SIDE, SIDE]}, "seconds": [3, 4], "fps": [1.0], "questions": 1
 }  # fmt: skip
 #: Connectors that learn from answers: the small language model of langdc learns from captions, which no clip here has.
 CONNECTORS = sorted(all_video_connectors().keys() - {"langdc"})
-TRAIN = {"connector": 1e-3, "language_model": 1e-3}
-
-
-def new_fields(name: str) -> dict[str, Any]:
-    """Fields of a small model with a connector."""
-    vision: dict[str, Any] = dict(VISION)
-    fields: dict[str, Any] = {"architecture": "llava-video", "text": copy.deepcopy(TEXT)}
-    if name in JOINT:
-        vision["type"] = "siglip_vision_model"
-        kept = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-        words = words_config().to_dict()
-        fields["instruction"] = {
-            "model_type": "siglip_text_model",
-            "projection_size": 48,
-            "max_position_embeddings": 64,
-        }
-        fields["instruction"] |= {key: words[key] for key in kept}
-    elif name == "temporal_pvc":
-        vision |= {"type": "temporal_pvc", "temporal_layers": 1}
-    return fields | {"vision": vision, "connector": {"type": name, **SMALL.get(name, {})}}
 
 
 def examples_of(count: int, questions: int = 1) -> list[Any]:

@@ -28,6 +28,7 @@ __all__ = [
     "Clip",
     "ClipLimits",
     "VideoFile",
+    "check_clip",
     "clip_of_frames",
     "is_clip",
     "open_clip",
@@ -53,6 +54,15 @@ def is_clip(source: Any) -> bool:
     if isinstance(source, (Clip, VideoFile)):
         return True
     return isinstance(source, (str, os.PathLike)) and os.fsdecode(source).lower().endswith(ENDINGS)
+
+
+def check_clip(path: str | os.PathLike[str]) -> None:
+    """Refuse a video file whose frames cannot be read; of these the first one is decoded, and no other.
+
+    Raises:
+        FoveateError: see `open_clip`.
+    """
+    PyAVSource(path, NO_LIMITS)
 
 
 def open_clip(

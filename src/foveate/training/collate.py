@@ -117,17 +117,18 @@ class Collator:
         (n, classes), `colours` (L', 12), `lengths` (lengths,), absent without images.
 
         Raises:
-            FoveateError: an image cannot be opened, or the chat template does not fit (see `encode`), or the images
-                have no length in common.
+            FoveateError: an image or a clip cannot be opened, or the chat template does not fit (see `encode`), or the
+                images have no length in common.
         """
         images_by_example = [[open_image(image) for image in example.images] for example in examples]
+        clips_by_example = [example.read_clips() for example in examples]
         flat = [image for example_images in images_by_example for image in example_images]
         batch: dict[str, torch.Tensor] = {}
         grids: list[tuple[int, int]] = []
         if flat:
             tower_inputs, grids = self.architecture.images(self.processor, flat, self.window)
             batch |= tower_inputs
-        clips = [clip for example in examples for clip in example.clips]
+        clips = [clip for example_clips in clips_by_example for clip in example_clips]
         clip_grids: list[tuple[int, int, int]] = []
         if clips:
             clip_inputs, clip_grids = self.architecture.clips(self.processor, clips)
@@ -148,7 +149,7 @@ class Collator:
             read = (Grid(*self._token_grid(grid)) for grid in grids)
             batch["lengths"] = torch.tensor(common_lengths(nested_part_of(self.processor), read))
         if self.answers:
-            batch |= self._text(examples, images_by_example, grids, iter(clip_grids))
+            batch |= self._text(examples, images_by_example, grids, clips_by_example, iter(clip_grids))
         return batch
 
     def encode(self, conversations: Sequence[Turn], grids: Sequence[Sequence[int]]) -> tuple[list[int], list[int]]:
@@ -199,12 +200,13 @@ class Collator:
         text = tokenizer.apply_chat_template(
             messages, chat_template=self.processor.chat_template, tokenize=False, add_generation_prompt=prompt
         )
-        placeholders = [self.processor.image_token]
-        if any(len(grid) == 3 for grid in grids):  # without a clip, its placeholder is text
-            placeholders.append(self.processor.video_token)
-        remaining = iter(grids)
+        remaining = {self.processor.image_token: iter([grid for grid in grids if len(grid) == 2])}
+        if clip_grids := [grid for grid in grids if len(grid) == 3]:  # without a clip, its placeholder is text
+            remaining[self.processor.video_token] = iter(clip_grids)
         return re.sub(
-            "|".join(map(re.escape, placeholders)), lambda place: self._visual_text(place[0], next(remaining)), text
+            "|".join(map(re.escape, remaining)),
+            lambda place: self._visual_text(place[0], next(remaining[place[0]])),
+            text,
         )
 
     def _visual_text(self, placeholder: str, grid: Sequence[int]) -> str:
@@ -232,27 +234,28 @@ class Collator:
         examples: Sequence[Example],
         pictures: list[list],
         grids: list[tuple[int, int]],
+        clips: list[list[Clip]],
         clip_grids: Iterator[tuple[int, int, int]],
     ) -> dict[str, torch.Tensor]:
         rows = []
         answer_targets: list[list[int]] = []
         question_targets: list[list[int]] = []
         start = 0
-        for example, images in zip(examples, pictures, strict=True):
+        for example, images, example_clips in zip(examples, pictures, clips, strict=True):
             stop = start + len(images)
-            of_clips = [next(clip_grids) for _ in example.clips]
+            of_clips = [next(clip_grids) for _ in example_clips]
             rows.append(self.encode(example.conversations, [*grids[start:stop], *of_clips]))
             if self.answer_attention:
                 answer_targets.append(
                     self._answer_targets(example, images, grids[start:stop], *rows[-1])
                     if not of_clips
-                    else self._clip_answer_targets(example, of_clips, *rows[-1])
+                    else self._clip_answer_targets(example, example_clips, of_clips, *rows[-1])
                 )
             if self.question_attention:
                 question_targets.append(
                     self._question_targets(example, images, grids[start:stop], rows[-1][0])
                     if not of_clips
-                    else self._clip_question_targets(example, of_clips, rows[-1][0])
+                    else self._clip_question_targets(example, example_clips, of_clips, rows[-1][0])
                 )
             start = stop
         length = max(len(ids) for ids, _ in rows)
@@ -354,24 +357,31 @@ class Collator:
         return (min(frame, frames - 1) * rows + row) * columns + column
 
     def _clip_answer_targets(
-        self, example: Example, grids: list[tuple[int, int, int]], ids: list[int], labels: list[int]
+        self,
+        example: Example,
+        clips: list[Clip],
+        grids: list[tuple[int, int, int]],
+        ids: list[int],
+        labels: list[int],
     ) -> list[int]:
         """`_answer_targets` of an example of one clip: the tokens that show the answers, where that is known."""
         targets = [NO_TARGET] * len(ids)
-        if len(grids) != 1 or len(example.clips) != 1:
+        if len(clips) != 1 or not example.places:
             return targets
         start = ids.index(self.processor.video_token_id)
         for (answer, begin, end), places in zip(_answers(example, labels), example.places, strict=False):
             if places and end - begin == len(answer) + 1:  # one token per character, and the end token
-                tokens = [start + self._clip_token(place, example.clips[0], grids[0]) for place in places]
+                tokens = [start + self._clip_token(place, clips[0], grids[0]) for place in places]
                 for offset in range(len(answer)):
                     targets[begin + offset - 1] = tokens[offset if len(tokens) > 1 else 0]
         return targets
 
-    def _clip_question_targets(self, example: Example, grids: list[tuple[int, int, int]], ids: list[int]) -> list[int]:
+    def _clip_question_targets(
+        self, example: Example, clips: list[Clip], grids: list[tuple[int, int, int]], ids: list[int]
+    ) -> list[int]:
         """`_question_targets` of an example of one clip: at the end of a name, the token that shows what has it."""
         targets = [NO_TARGET] * len(ids)
-        if len(grids) != 1 or len(example.clips) != 1:
+        if len(clips) != 1 or not example.named:
             return targets
         start = ids.index(self.processor.video_token_id)
         for question, positions in self._questions(example, grids, self.processor.video_token):
@@ -380,7 +390,7 @@ class Collator:
                 # Tokens attend to what is before them: the last character of a name is the first that knows all of it.
                 position = positions[at + len(name) - 1] if at >= 0 else None
                 if position is not None:
-                    targets[position] = start + self._clip_token(place, example.clips[0], grids[0])
+                    targets[position] = start + self._clip_token(place, clips[0], grids[0])
         return targets
 
     def _cell_targets(

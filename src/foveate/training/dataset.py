@@ -6,9 +6,10 @@ A file is a JSON array, or JSONL with one object a line:
         {"from": "human", "value": "<image>\nWhat is the total?"}, {"from": "gpt", "value": "12.40"}]}
 
 `image` (or `images`) is a path or a list of paths, and may be left out for text alone; there is one `<image>` in the
-turns of `human` for every path. A first turn from `system` is possible, or a text `system` next to the turns, which
-becomes it. `id` and `task` name a row. Rows with a video, sound or tools are refused; other fields are ignored with a
-warning.
+turns of `human` for every path. `video` (or `videos`) and `<video>` are the same for clips, where a model reads them;
+as in LLaVA-Video's files, `<image>` stands for a clip in rows without images. A first turn from `system` is possible,
+or a text `system` next to the turns, which becomes it. `id` and `task` name a row. Rows with sound or tools are
+refused; other fields are ignored with a warning.
 """
 
 from __future__ import annotations
@@ -20,38 +21,58 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
+from foveate.clips import Clip
 from foveate.core.errors import FoveateError, check_text
+from foveate.core.frames import FrameSampler
+from foveate.core.plan import Step
 from foveate.core.text_files import lines_of, read_text
-from foveate.images import FORMATS, MAX_PIXELS
-from foveate.training.examples import PLACEHOLDER, ROLES, Example, Turn
+from foveate.training.examples import CLIP_PLACEHOLDER, PLACEHOLDER, ROLES, ClipFile, Example, Turn
+from foveate.training.row_files import FIELDS, RowFiles, is_empty
 
+#: Placeholders of the files that a row names.
+_PLACEHOLDERS = {"image": PLACEHOLDER, "video": CLIP_PLACEHOLDER}
 #: Fields of an entry and of a turn that are read.
-_FIELDS, _TURN_FIELDS = {"id", "image", "images", "conversations", "system", "task"}, {"from", "value"}
+_FIELDS = {"id", "conversations", "system", "task"}.union(*FIELDS.values())
+_TURN_FIELDS = {"from", "value"}
 #: Unsupported content; without it the rest of a row would be misleading.
-_REFUSED = ("video", "videos", "audio", "audios", "sound", "tools")
-#: Placeholders of such content, which are text in a row that has none.
-_PLACEHOLDERS = ("<video>", "<audio>")
+_REFUSED = ("audio", "audios", "sound", "tools")
+#: A placeholder of such content, which is text in a row that has none.
+_AUDIO = "<audio>"
+
+#: Why rows with a video are refused where only images are read.
+NO_CLIPS = "possible are `image` and text"
 
 #: Number of problems that are listed in full.
 MOST_PROBLEMS = 20
 
 
-def read_conversations(path: str | Path, images: str | Path | None = None) -> list[Example]:
+def read_conversations(
+    path: str | Path,
+    images: str | Path | None = None,
+    videos: str | Path | None = None,
+    *,
+    sampler: Step[FrameSampler] | None = None,
+    no_clips: str | None = NO_CLIPS,
+) -> list[Example]:
     """Read and check a JSON or JSONL file.
 
     Args:
         path: The file. A first character `[` makes it a JSON array, everything else JSONL.
         images: Folder of the image paths; the file's own by default.
+        videos: Folder of the paths of clips; the file's own by default.
+        sampler: Chooses the frames of clips; None: those that `open_clip` reads without one.
+        no_clips: Why rows with a video are refused; None: they are read.
 
     Raises:
         FoveateError: naming, with file and line, every entry (up to `MOST_PROBLEMS`) that cannot be learned from:
-            broken JSON, missing or unreadable images, a number of `<image>` that differs from that of the images,
-            empty answers, turns in the wrong order.
+            broken JSON, missing or unreadable images and clips, a number of placeholders that differs from that of
+            the images or clips, empty answers, turns in the wrong order.
     """
     path = Path(path)
-    folder = path.parent if images is None else Path(images)
+    folders = {"image": images, "video": videos}
+    files = RowFiles(
+        {kind: path.parent if folder is None else Path(folder) for kind, folder in folders.items()}, no_clips
+    )
     if path.exists() and not path.is_file():  # reading a device might not end
         raise FoveateError(f"the data file {path} is no file.")
     try:
@@ -62,13 +83,12 @@ def read_conversations(path: str | Path, images: str | Path | None = None) -> li
     examples: list[Example] = []
     problems: list[str] = []
     unread: Counter[str] = Counter()
-    readable: dict[Path, str | None] = {}
     for place, entry in _entries(text):
-        entry_problems = [entry] if isinstance(entry, str) else _problems(entry, folder, readable)
+        entry_problems = [entry] if isinstance(entry, str) else _problems(entry, files)
         problems += [f"{path}, {place}: {problem}" for problem in entry_problems]
         if not entry_problems:
-            examples.append(_example(entry, folder))
-            unread.update(_unread(entry))
+            examples.append(_example(entry, files, sampler))
+            unread.update(_unread(entry, files))
     if problems:
         shown = problems[:MOST_PROBLEMS]
         if len(problems) > len(shown):
@@ -83,20 +103,17 @@ def read_conversations(path: str | Path, images: str | Path | None = None) -> li
     return examples
 
 
-def _unread(entry: dict[str, Any]) -> set[str]:
+def _unread(entry: dict[str, Any], files: RowFiles) -> set[str]:
     """Ignored content of an entry."""
-    unread = {f"the field {name[:60]!r}" for name, value in entry.items() if name not in _FIELDS and not _empty(value)}
+    unread = {
+        f"the field {name[:60]!r}" for name, value in entry.items() if name not in _FIELDS and not is_empty(value)
+    }
+    text = [_AUDIO] + [placeholder for kind, placeholder in _PLACEHOLDERS.items() if kind not in files.kinds]
     for turn in entry["conversations"]:
-        unknown = (name for name, value in turn.items() if name not in _TURN_FIELDS and not _empty(value))
+        unknown = (name for name, value in turn.items() if name not in _TURN_FIELDS and not is_empty(value))
         unread |= {f"the field {name[:60]!r} of turns" for name in unknown}
-        unread |= {
-            f"{placeholder}, which is text here," for placeholder in _PLACEHOLDERS if placeholder in turn["value"]
-        }
+        unread |= {f"{placeholder}, which is text here," for placeholder in text if placeholder in turn["value"]}
     return unread
-
-
-def _empty(value: Any) -> bool:
-    return value is None or (isinstance(value, (str, list, dict)) and not value)
 
 
 def _entries(text: str) -> Iterator[tuple[str, Any]]:
@@ -166,13 +183,8 @@ def _not_text(entry: Any) -> Any:
     )
 
 
-def _paths(entry: dict[str, Any]) -> list[str]:
-    image = entry.get("images") if entry.get("image") is None else entry["image"]
-    return [] if image is None else [image] if isinstance(image, str) else list(image)
-
-
-def _problems(entry: Any, folder: Path, readable: dict[Path, str | None]) -> list[str]:
-    """Problems of an entry; `readable` caches the problems of images."""
+def _problems(entry: Any, files: RowFiles) -> list[str]:
+    """Problems of an entry."""
     try:
         check_text(json.dumps(entry, ensure_ascii=False), "it")
     except FoveateError as error:
@@ -188,39 +200,52 @@ def _problems(entry: Any, folder: Path, readable: dict[Path, str | None]) -> lis
         speaker = turn.get("from")
         if not isinstance(speaker, str) or speaker not in ROLES:
             return [f"turn {number} is from {str(speaker)[:100]!r}; possible are {', '.join(ROLES)}"]
-    for name in ("image", "images"):
-        image = entry.get(name)
-        listed = isinstance(image, list) and all(isinstance(path, str) for path in image)
-        if not (image is None or isinstance(image, str) or listed):
-            return [f"`{name}` must be a path or a list of paths"]
-    if entry.get("image") is not None and entry.get("images") is not None:
-        return ["`image` and `images` stand together; write one of them"]
-    if refused := [name for name in _REFUSED if not _empty(entry.get(name))]:
-        return [f"`{refused[0]}` cannot be learned from here; possible are `image` and text"]
+    for kind in files.kinds:
+        one, several = FIELDS[kind]
+        for name in (one, several):
+            named = entry.get(name)
+            listed = isinstance(named, list) and all(isinstance(path, str) for path in named)
+            if not (named is None or isinstance(named, str) or listed):
+                return [f"`{name}` must be a path or a list of paths"]
+        if not is_empty(entry.get(one)) and not is_empty(entry.get(several)):
+            return [f"`{one}` and `{several}` stand together; write one of them"]
+    if refused := [name for name in FIELDS["video"] if files.no_clips is not None and not is_empty(entry.get(name))]:
+        return [f"`{refused[0]}` cannot be learned from here; {files.no_clips}"]
+    if refused := [name for name in _REFUSED if not is_empty(entry.get(name))]:
+        possible = ", ".join(f"`{kind}`" for kind in files.kinds)
+        return [f"`{refused[0]}` cannot be learned from here; possible are {possible} and text"]
     system = entry.get("system")
-    if not _empty(system):
+    if not is_empty(system):
         if not isinstance(system, str):
             return ["`system` must be a text"]
         if turns[0]["from"] == "system":
             return ["`system` stands next to a first turn from system; write one of them"]
-        if PLACEHOLDER in system:
-            return [f"`system` holds {PLACEHOLDER}; only human shows images"]
+        for kind in files.kinds:
+            if _PLACEHOLDERS[kind] in system:
+                return [f"`system` holds {_PLACEHOLDERS[kind]}; only human shows {kind}s"]
 
-    problems = _turn_problems(turns)
-    placeholders = sum(turn["value"].count(PLACEHOLDER) for turn in turns)
-    paths = _paths(entry)
-    if placeholders != len(paths):
-        problems.append(f"{placeholders} {PLACEHOLDER} in the turns, but {len(paths)} images")
-    for name in paths:
-        path = folder / name
-        if path not in readable:
-            readable[path] = _image_problem(path)
-        if readable[path] is not None:
-            problems.append(str(readable[path]))
+    problems = _turn_problems(turns, files)
+    turns = _turns(entry, files)
+    for kind in files.kinds:
+        placeholder, paths = _PLACEHOLDERS[kind], files.paths(entry, kind)
+        placeholders = sum(turn["value"].count(placeholder) for turn in turns)
+        if placeholders != len(paths):
+            problems.append(f"{placeholders} {placeholder} in the turns, but {len(paths)} {kind}s")
+        problems += filter(None, (files.problem(kind, path) for path in paths))
     return problems
 
 
-def _turn_problems(turns: list[dict[str, str]]) -> list[str]:
+def _turns(entry: dict[str, Any], files: RowFiles) -> list[Turn]:
+    """The turns, with the placeholder of clips where that of images stands for them."""
+    turns: list[Turn] = [{"from": turn["from"], "value": turn["value"]} for turn in entry["conversations"]]
+    clips_alone = "video" in files.kinds and files.paths(entry, "video") and not files.paths(entry, "image")
+    if clips_alone and not any(CLIP_PLACEHOLDER in turn["value"] for turn in turns):
+        for turn in turns:
+            turn["value"] = turn["value"].replace(PLACEHOLDER, CLIP_PLACEHOLDER)
+    return turns
+
+
+def _turn_problems(turns: list[dict[str, str]], files: RowFiles) -> list[str]:
     problems = []
     spoken = turns[1:] if turns[0]["from"] == "system" else turns
     offset = len(turns) - len(spoken) + 1
@@ -236,30 +261,18 @@ def _turn_problems(turns: list[dict[str, str]]) -> list[str]:
     for number, turn in enumerate(turns, 1):
         if turn["from"] == "gpt" and not turn["value"].strip():
             problems.append(f"turn {number} is an empty answer")
-        if turn["from"] != "human" and PLACEHOLDER in turn["value"]:
-            problems.append(f"turn {number} is from {turn['from']} and holds {PLACEHOLDER}; only human shows images")
+        for kind in files.kinds if turn["from"] != "human" else ():
+            placeholder = _PLACEHOLDERS[kind]
+            if placeholder in turn["value"]:
+                shown = f"turn {number} is from {turn['from']} and holds {placeholder}"
+                problems.append(f"{shown}; only human shows {kind}s")
     return problems
 
 
-def _image_problem(path: Path) -> str | None:
-    """Why an image cannot be used, from its header and checksums, without decoding all of it."""
-    try:
-        if not path.is_file():
-            return f"the image {path} does not exist"
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of large sizes, which are an error here
-            with Image.open(path, formats=FORMATS) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    return f"the image {path} has more than {MAX_PIXELS / 1e6:.3g} megapixels"
-                image.verify()
-    except Exception as error:  # Pillow's readers raise any error for a broken file
-        return f"the image {str(path)[:200]} cannot be read: {str(error)[:200]}"
-    return None
-
-
-def _example(entry: dict[str, Any], folder: Path) -> Example:
-    turns: list[Turn] = [{"from": turn["from"], "value": turn["value"]} for turn in entry["conversations"]]
-    if not _empty(entry.get("system")):
+def _example(entry: dict[str, Any], files: RowFiles, sampler: Step[FrameSampler] | None) -> Example:
+    turns = _turns(entry, files)
+    if not is_empty(entry.get("system")):
         turns.insert(0, {"from": "system", "value": entry["system"]})
     task = entry.get("task")
-    return Example([folder / name for name in _paths(entry)], turns, task=task if isinstance(task, str) else "")
+    clips: list[Clip | ClipFile] = [ClipFile(path, sampler) for path in files.paths(entry, "video")]
+    return Example([*files.paths(entry, "image")], turns, task=task if isinstance(task, str) else "", clips=clips)

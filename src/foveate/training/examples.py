@@ -9,8 +9,10 @@ from typing import TypedDict
 
 from PIL import Image
 
-from foveate.clips import Clip
+from foveate.clips import Clip, open_clip
 from foveate.core.errors import FoveateError
+from foveate.core.frames import FrameSampler
+from foveate.core.plan import Step
 from foveate.training.dense_labels import Character
 
 PLACEHOLDER, CLIP_PLACEHOLDER = "<image>", "<video>"
@@ -24,6 +26,19 @@ Place = tuple[float, float, float]
 Turn = TypedDict("Turn", {"from": str, "value": str})
 
 
+@dataclass(frozen=True)
+class ClipFile:
+    """A video file, whose frames are decoded when a batch needs them.
+
+    Attributes:
+        path: The file.
+        sampler: Chooses the frames; None: those that `open_clip` reads without one.
+    """
+
+    path: Path
+    sampler: Step[FrameSampler] | None = None
+
+
 @dataclass
 class Example:
     """An example: one row of a batch.
@@ -34,7 +49,7 @@ class Example:
         characters: For every image its characters and their positions, or None if unknown.
         task: Name for reports.
         things: For every image other drawn things and their positions (`foveate.synthetic.Sample.things`), or None.
-        clips: Clips, in the order of the placeholders, which come after those of all images.
+        clips: Clips, or files of them, in the order of the placeholders.
         places: For every answer about the only clip what shows it, as seconds and pixels (second, x, y): one place for
             all of it or one for each of its characters.
         named: Places that show the things that questions about it name.
@@ -45,7 +60,7 @@ class Example:
     characters: list[Sequence[Character]] | None = None
     task: str = ""
     things: list[Sequence[Character]] | None = None
-    clips: list[Clip] = field(default_factory=list)
+    clips: list[Clip | ClipFile] = field(default_factory=list)
     places: Sequence[Sequence[Place]] = ()
     named: Mapping[str, Place] = field(default_factory=dict)
 
@@ -78,6 +93,19 @@ class Example:
         """Build an example of one clip and one question with its answer; `more` are further turns."""
         turns = _turns(CLIP_PLACEHOLDER, [(question, answer), *more])
         return cls([], turns, task=task, clips=[clip], places=places, named=named or {})
+
+    def read_clips(self) -> list[Clip]:
+        """Clips with their frames; those of files are decoded, by the first question where a sampler reads it.
+
+        Raises:
+            FoveateError: A file cannot be read, or its sampler cannot choose.
+        """
+        asked = next((turn["value"] for turn in self.conversations if turn["from"] == "human"), "")
+        question = asked.replace(CLIP_PLACEHOLDER, "").replace(PLACEHOLDER, "").strip()
+        return [
+            open_clip(clip.path, sampler=clip.sampler, question=question) if isinstance(clip, ClipFile) else clip
+            for clip in self.clips
+        ]
 
     def instruction(self) -> str:
         """What the images or clips are asked about: the only question.

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from foveate.core.errors import FoveateError
+
+if TYPE_CHECKING:
+    from foveate.core.frames import FrameSampler
+    from foveate.core.plan import Step
 
 #: The groups of parameters that a recipe trains or freezes, and gives learning rates to.
 PARTS = ("vision_tower", "stages", "connector", "language_model", "heads")
@@ -214,15 +218,43 @@ def _check_rendered(data: Rendered | Clips, where: str) -> None:
 
 @dataclass(frozen=True)
 class Files:
-    """Conversations in LLaVA's format.
+    """Conversations in LLaVA's format, about images, and for `qwen2.5-vl` and `llava-video` about clips.
 
     Args:
         path: JSON or JSONL file.
         images: Folder that the image paths in the file are relative to; the file's own folder by default.
+        videos: The same for the paths of clips.
+        frames: Step that chooses the frames of clips (`foveate.methods.frames`), such as `uniform-frames:8` or
+            `fps(rate=1):32`; by default two per second, at most 32.
     """
 
     path: str
     images: str | None = None
+    videos: str | None = None
+    frames: str | None = None
+
+    @property
+    def sampler(self) -> Step[FrameSampler] | None:
+        """The step of `frames`."""
+        from foveate.core.plan import Plan  # only now: the methods it reads need torch
+
+        return None if self.frames is None else Plan.of(self.frames).frame_step
+
+    def check(self, where: str) -> None:
+        """Raise FoveateError if `frames` is not one step that chooses frames."""
+        from foveate.core.plan import Plan
+
+        if self.frames is None:
+            return
+        try:
+            plan = Plan.of(self.frames)
+        except FoveateError as error:
+            raise FoveateError(f"{where}.frames: {error}") from error
+        if plan.frame_step is None or plan.for_model is not None:
+            raise FoveateError(
+                f"{where}.frames: {plan} is not one step that chooses frames, such as uniform-frames:8 or "
+                "fps(rate=1):32."
+            )
 
 
 @dataclass(frozen=True)
@@ -445,8 +477,8 @@ class Stage:
             raise FoveateError(f"{where}.window: {self.window} must be at least 1 patch.")
         if self.plan is not None:
             self._check_plan(f"{where}.plan", self.plan)
-        if any(data.clips is not None for data in self.data):
-            self._check_clips(where)
+        if any(data.clips is not None for data in self.data) and (why := self.excludes_clips()):
+            raise FoveateError(f"{where}.data: {why}.")
         if self.lengths not in (None, "full") and (other := self.excludes_lengths()):
             raise FoveateError(f"{where}.lengths: {self.lengths} is not possible with {other}; leave one of them out.")
         if bool(self.loss.recalibration) != (self.teacher is not None):
@@ -465,13 +497,14 @@ class Stage:
                     f"{where}.train.{part}: the learning rate {rate} is not positive; leave a frozen part out."
                 )
 
-    def _check_clips(self, where: str) -> None:
-        """Tokens of clips have no labels: their heads read those of images."""
-        if self.loss.reads_tokens or not self.loss.answer or self.window is not None:
-            raise FoveateError(
-                f"{where}.data: clips are trained on answers, with attention supervision or without; leave out the "
-                "losses cells, early_cells, page and colours and `window`, or train on clips in a stage of their own."
-            )
+    def excludes_clips(self) -> str | None:
+        """Why the stage cannot train on clips, whose tokens have no labels; None: it can."""
+        if self.loss.answer and not self.loss.reads_tokens and self.window is None:
+            return None
+        return (
+            "clips are trained on answers, with attention supervision or without: leave out the losses cells, "
+            "early_cells, page and colours and `window`, or train on clips in a stage of their own"
+        )
 
     def _check_plan(self, where: str, text: str) -> None:
         from foveate.core.plan import Plan  # only now: the methods it reads need torch

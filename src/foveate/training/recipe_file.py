@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from foveate.core.errors import FoveateError
 from foveate.core.text_files import decoded
-from foveate.training.recipe import Data, Files, Recipe
+from foveate.training.recipe import Data, Recipe
 
 #: The key with the file that a recipe extends.
 EXTENDS = "extends"
@@ -158,8 +158,9 @@ def _with_paths_from(recipe: Recipe, folder: Path) -> Recipe:
     def relocated(data: Data) -> Data:
         if data.files is None:
             return data
-        images = None if data.files.images is None else str(folder / data.files.images)
-        return dataclasses.replace(data, files=Files(str(folder / data.files.path), images))
+        named = {key: getattr(data.files, key) for key in ("path", "images", "videos")}
+        paths = {key: None if name is None else str(folder / name) for key, name in named.items()}
+        return dataclasses.replace(data, files=dataclasses.replace(data.files, **paths))
 
     stages = [
         dataclasses.replace(

@@ -93,6 +93,7 @@ class Run:
             raise FoveateError(f"{self.output} already holds checkpoints; resume, or choose another output folder.")
         model, processor = build_model(self.recipe.model, self.recipe.seed)
         training_model = TrainingModel(model, self.recipe.seed, self.recipe.cells)
+        no_clips = training_model.architecture.excludes_clips()
         for _, stage in stages:  # impossible stages are refused before hours of training
             if (stage.loss.answer_attention or stage.loss.question_attention) and getattr(
                 model.config, "num_voco_tokens", 0
@@ -101,11 +102,8 @@ class Run:
                     f"stage {stage.name}: attention supervision needs text that attends to the image, not to VoCo "
                     "tokens; leave loss.answer_attention and loss.question_attention out."
                 )
-            if any(data.clips is not None for data in stage.data) and not training_model.architecture.takes_clips:
-                raise FoveateError(
-                    f"stage {stage.name}: {training_model.architecture.name} reads no clips; train it on images, or "
-                    "choose qwen2.5-vl or llava-video."
-                )
+            if any(data.clips is not None for data in stage.data) and no_clips is not None:
+                raise FoveateError(f"stage {stage.name}: {no_clips}.")
             varied = lengths_of(stage, processor) != "full"
             with (
                 training_model.under_plan(f"{Nested.name}:1" if varied else stage.plan),
@@ -114,7 +112,10 @@ class Run:
                 pass
         unit = training_model.architecture.unit(model.config)
         sources = {
-            index: [(open_source(data, unit, self.recipe.seed), data.weight) for data in stage.data]
+            index: [
+                (open_source(data, unit, self.recipe.seed, no_clips or stage.excludes_clips()), data.weight)
+                for data in stage.data
+            ]
             for index, stage in stages
         }
         stop, console = StopRequest(max_minutes), console or Console()

@@ -7,18 +7,19 @@ from pathlib import Path
 from foveate.core.errors import FoveateError
 from foveate.training.batch_stream import ListSource, RenderedSource, Source
 from foveate.training.clip_source import ClipSource
-from foveate.training.dataset import read_conversations
+from foveate.training.dataset import NO_CLIPS, read_conversations
 from foveate.training.examples import Example
 from foveate.training.recipe import Data
 
 
-def open_source(data: Data, unit: int, seed: int) -> Source:
+def open_source(data: Data, unit: int, seed: int, no_clips: str | None = NO_CLIPS) -> Source:
     """Open and check the source of examples that `data` describes.
 
     Args:
         data: One entry of a stage's `data`.
         unit: Pixels on the side of a final token; sizes of rendered images and clips follow it.
         seed: Seed of the order of finite data.
+        no_clips: Why rows of files with a video are refused; None: they are learned from.
 
     Raises:
         FoveateError: files have problems (all are named), a rendered task does not exist, or a package is missing.
@@ -28,7 +29,8 @@ def open_source(data: Data, unit: int, seed: int) -> Source:
     if data.clips is not None:
         return ClipSource(data.clips, unit)
     if data.files is not None:
-        examples = read_conversations(data.files.path, data.files.images)
+        files = data.files
+        examples = read_conversations(files.path, files.images, files.videos, sampler=files.sampler, no_clips=no_clips)
         return ListSource(examples.__getitem__, len(examples), seed)
     try:
         import easy_vqa

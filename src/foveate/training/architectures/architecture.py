@@ -145,7 +145,13 @@ class Architecture:
         Raises:
             FoveateError: models of this kind read no clips.
         """
-        raise FoveateError(f"{self.name} reads no clips; train it on images, or choose qwen2.5-vl or llava-video.")
+        raise FoveateError(f"{self.excludes_clips()}.")
+
+    def excludes_clips(self) -> str | None:
+        """Why models of this kind cannot be trained on clips; None: they can."""
+        if self.takes_clips:
+            return None
+        return f"{self.name} reads no clips: train it on images, or choose qwen2.5-vl or llava-video"
 
     def instructions(self, processor: Any, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         """Inputs that hold what images and clips are asked about, for connectors that read it."""
