@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from foveate.core.connector import ConnectorMethod
 from foveate.core.errors import FoveateError, Refusal
-from foveate.core.image import ImageMethod
+from foveate.core.image import ImageMethod, kept_positions
 from foveate.core.tokens import Crop, EncoderSpec, Grid, Selection
 
 if TYPE_CHECKING:
@@ -343,6 +343,24 @@ def spread_by(connector: Any, values: Tensor, grid: Grid) -> Tensor:
         )
     raster = values.view(output.rows, grid.rows // output.rows, output.columns, grid.columns // output.columns, -1)
     return raster.mean(dim=(1, 3)).flatten(0, 1)
+
+
+def places_at_length(connector: Any, grid: Grid, count: int) -> Tensor:
+    """Places (count,) of the tokens of a nested connector at a length, among those that it gives by default.
+
+    Those of the parts of the image that tokens stand for, where they do, else the first ones.
+
+    Args:
+        connector: A nested part of a model; see `Family.nested_part`.
+        grid: Rows and columns of what it reads.
+        count: Tokens, at most the default.
+
+    Raises:
+        FoveateError: it cannot give so many.
+    """
+    default, reduced = connector.output_grid(grid), connector.output_grid(grid, count)
+    fits = connector.spatial and reduced.rows <= default.rows and reduced.columns <= default.columns
+    return kept_positions(default, reduced, count)[1] if fits else torch.arange(count)
 
 
 def grid_before(connector: Any, grid: Grid) -> Grid:

@@ -17,7 +17,7 @@ from foveate.core.image import ImageMethod, kept_positions
 from foveate.core.plan import Plan
 from foveate.core.tokens import Need, Selection
 from foveate.families import Family, ImageLayout
-from foveate.families.family import frame_crops, grid_crop
+from foveate.families.family import frame_crops, grid_crop, places_at_length
 from foveate.runtime.probe import Probe
 from foveate.runtime.raster_features import ProjectorInput, RasterReduction
 from foveate.runtime.report import ImageReport
@@ -142,9 +142,7 @@ class ImageEncoder:
             zip(grids, self.family.encoder_grids(self.core, call), counts, strict=True)
         ):
             tokens = output.pooler_output[image]
-            reduced = grid if whole else connector.output_grid(before, count)
-            fits = connector.spatial and reduced.rows <= grid.rows and reduced.columns <= grid.columns
-            at = kept_positions(grid, reduced, count)[1] if fits else torch.arange(count)
+            at = torch.arange(count) if whole else places_at_length(connector, before, count)
             at = at.to(tokens.device)
             features.append(tokens.new_zeros(grid.size, tokens.shape[-1]).index_copy(0, at, tokens))
             layouts.append(ImageLayout(grid.size, grid_crop(*grid, at.device)))

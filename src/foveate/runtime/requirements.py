@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from foveate.core.connector import RasterMethod
 from foveate.core.errors import FoveateError, Refusal
-from foveate.core.method import Site
+from foveate.core.method import Method, Site
 from foveate.core.plan import Plan
 from foveate.core.tokens import EncoderSpec, Need
 from foveate.families import Family
@@ -182,23 +182,8 @@ def needs_of(
                         "pass text_features=... to compress",
                     )
                 )
-            if not tower.spatial and need.kind in (*OF_ATTENTION, *OF_OUTPUT) and need.kind != "cls_feature":
-                raise FoveateError(
-                    Refusal(
-                        "needs-equal-regions",
-                        f"{name} needs {need.kind} of every patch, and tokens of this model stand for no part of the "
-                        "image",
-                        "choose a method that measures nothing in the encoder",
-                    )
-                )
-            if first.shortens_encoder and need.kind in (*OF_ATTENTION, *OF_OUTPUT):
-                raise FoveateError(
-                    Refusal(
-                        "needs-every-patch",
-                        f"{name} needs {need.kind} of every patch, and after {first.name} there are fewer",
-                        "join it with a method that needs nothing of the encoder",
-                    )
-                )
+            if (refusal := missing_patches(name, need, first, tower)) is not None:
+                raise FoveateError(refusal)
             needs[need] = None
     if text_features and not any(need.kind == "text_feature" for need in needs):
         raise FoveateError(
@@ -214,6 +199,25 @@ def needs_of(
 def is_substituted(need: Need, tower: EncoderSpec) -> bool:
     """Whether attention received is used in place of [CLS] attention, which the encoder lacks."""
     return need.kind == "cls_attention" and need.substitute and not tower.has_cls
+
+
+def missing_patches(name: str, need: Need, first: Method, tower: EncoderSpec) -> Refusal | None:
+    """Why the encoder has no value of every patch for the method `name` in a plan that begins with `first`; None: it has."""
+    if need.kind not in (*OF_ATTENTION, *OF_OUTPUT):
+        return None
+    if not tower.spatial and need.kind != "cls_feature":
+        return Refusal(
+            "needs-equal-regions",
+            f"{name} needs {need.kind} of every patch, and tokens of this model stand for no part of the image",
+            "choose a method that measures nothing in the encoder",
+        )
+    if first.shortens_encoder:
+        return Refusal(
+            "needs-every-patch",
+            f"{name} needs {need.kind} of every patch, and after {first.name} there are fewer",
+            "join it with a method that needs nothing of the encoder",
+        )
+    return None
 
 
 def missing_need(name: str, need: Need, family: Family, tower: EncoderSpec) -> Refusal | None:

@@ -2,10 +2,12 @@
 
 vLLM fixes the number of placeholders of an image from its size, before anything was encoded, and keeps the embeddings
 of an image for all prompts that show it. So a plan can be served if it leaves a number of tokens that follows from
-sizes (`static_count`), and if it uses the image alone; `plans` refuses all others. The maths is that of
-`foveate.methods.pre_llm`, layouts are those of `foveate.families`; here is only what vLLM needs around them:
+sizes (`static_count`), and if it uses the image alone; `plans` refuses all others. A plan may begin with the length of
+a nested connector, in models whose class is foveate's. The maths is that of `foveate.methods.pre_llm`, layouts are those
+of `foveate.families`; here is only what vLLM needs around them:
 
 - `plans`: plans of an engine, and their support;
+- `connectors`: connectors of foveate that vLLM can run, and their token counts;
 - `startup_checks`: checks when an engine starts;
 - `processing`: fewer placeholders, and the plan in the key of the caches;
 - `measurement`: what methods need from an encoder, measured in vLLM's attention layers;
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 #: Architectures and the classes that replace vLLM's. Without a plan they behave as vLLM's.
 MODELS = {
+    "FoveateLlavaForConditionalGeneration": "foveate.integrations.vllm.llava_connector:FoveateLlavaConnector",
     "LlavaForConditionalGeneration": "foveate.integrations.vllm.llava:FoveateLlava",
     "LlavaNextForConditionalGeneration": "foveate.integrations.vllm.llava_next:FoveateLlavaNext",
     "Qwen2_5_VLForConditionalGeneration": "foveate.integrations.vllm.qwen2_5_vl:FoveateQwen25VL",

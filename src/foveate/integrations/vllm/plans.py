@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from typing import Any
 
+import torch
+
+from foveate.core.connector import RasterMethod
 from foveate.core.errors import FoveateError, Refusal
 from foveate.core.full_model import FULL_MODEL, is_full_model
-from foveate.core.method import Site
+from foveate.core.method import Method, Site
 from foveate.core.plan import Plan
 from foveate.core.registry import model_methods
 from foveate.core.tokens import EncoderSpec, Need
 from foveate.families import Family, families
+from foveate.families.family import check_connector, places_at_length, spread_by
+from foveate.integrations.vllm.connectors import ServedConnector, served_connector
 from foveate.runtime.probe import OF_ATTENTION, OF_OUTPUT
-from foveate.runtime.requirements import OF_PROMPT, is_substituted
+from foveate.runtime.requirements import OF_PROMPT, check_sites, is_substituted, missing_patches
 from foveate.serving.protocol import refuse_files
 
 #: Name of the plan, in `--hf-overrides` for an engine and in `mm_processor_kwargs` for a request.
@@ -39,12 +44,16 @@ class ServedPlan:
     """A plan that vLLM supports on one kind of model.
 
     Args:
-        plan: Its steps are all before the language model; None leaves every token.
+        plan: Its steps are all before the language model, after one that chooses the length of a nested connector or
+            without it; None leaves every token.
         needs: What must be measured in the encoder, each once.
+        places: Places of the tokens of the connector at this length, among those that it gives by default, ascending;
+            None: it gives these.
     """
 
     plan: Plan | None
     needs: tuple[Need, ...] = ()
+    places: tuple[int, ...] | None = None
 
     @property
     def key(self) -> str:
@@ -71,6 +80,7 @@ class EnginePlans:
         axes: Axes of its positions; with several (M-RoPE) tokens keep the positions they had.
         text: The engine's plan, as a user wrote it; what is not named by a request.
         blind: Why its encoder cannot be looked into; empty: it can.
+        connector: Its connector, of models with one of foveate.
     """
 
     kind: str
@@ -78,6 +88,7 @@ class EnginePlans:
     axes: int
     text: str
     blind: str = ""
+    connector: ServedConnector | None = None
 
     @property
     def family(self) -> Family:
@@ -115,15 +126,17 @@ def _check_files(text: str) -> None:
 def _setting(serving: EnginePlans, text: str) -> ServedPlan:
     if is_full_model(text):
         return ServedPlan(None)
-    plan, tower, title = Plan.of(text), serving.tower, serving.family.title
+    plan, title = Plan.of(text), serving.family.title
     for step in plan.steps:
         method = step.method
-        if method.site is not Site.PRE_LLM:
+        nested = method.site is Site.CONNECTOR and (serving.connector or not isinstance(method, RasterMethod))
+        if method.site is not Site.PRE_LLM and not nested:
             raise FoveateError(
                 Refusal(
                     "site-not-served",
                     f"{method.name} acts at the site '{method.site}'",
-                    f"vLLM serves methods that act before the language model: {', '.join(servable())}",
+                    f"vLLM serves methods that act before the language model ({', '.join(servable())}) and lengths of "
+                    "nested connectors",
                 )
             )
         if not method.static_count or step.budget is None:
@@ -149,16 +162,32 @@ def _setting(serving: EnginePlans, text: str) -> ServedPlan:
                 f"{title} anew",
             )
         )
+    check_sites(plan, serving.family)
+    places = _places(plan, serving.connector) if serving.connector else None
     needs: dict[Need, None] = {}
     for step in plan.steps:
-        for need in step.method.needs(tower):
-            _check(step.method.name, need, tower, title)
+        for need in step.method.needs(serving.tower):
+            _check(step.method.name, need, plan.steps[0].method, serving)
             needs[need] = None
     if needs and serving.blind:
         raise FoveateError(
             Refusal("encoder-not-readable", f"'{plan}' measures inside the encoder, and {serving.blind}")
         )
-    return ServedPlan(plan, tuple(needs))
+    return ServedPlan(plan, tuple(needs), places)
+
+
+def _places(plan: Plan, served: ServedConnector) -> tuple[int, ...] | None:
+    """`ServedPlan.places` of a plan.
+
+    Raises:
+        FoveateError: The connector cannot give the number of tokens that the plan chooses.
+    """
+    check_connector(served.connector, plan)
+    step = plan.steps[0]
+    count = step.count(served.tokens)
+    if step.method.site is not Site.CONNECTOR or count is None or count == served.tokens:
+        return None
+    return tuple(places_at_length(served.connector, served.grid, count).tolist())
 
 
 def serving_of(config: Any) -> EnginePlans | None:
@@ -180,13 +209,15 @@ def serving_of(config: Any) -> EnginePlans | None:
         return None
     if not isinstance(text, str):
         raise FoveateError(f"{NAME} is a plan as text, such as 'divprune:64' or '{FULL_MODEL}', not {text!r}.")
-    vision = config.vision_config
-    if config.model_type in ("llava", "llava_next"):
+    vision, connector = config.vision_config, served_connector(config)
+    if connector is not None:
+        tower, axes = _connector_tower(config, connector), 1
+    elif config.model_type in ("llava", "llava_next"):
         tower, axes = _llava_tower(config), 1
     else:
         depth = vision.depth
         tower, axes = EncoderSpec(depth, False, vision.spatial_merge_size**2, depth - 1), 3
-    return EnginePlans(config.model_type, tower, axes, text, getattr(config, BLIND, ""))
+    return EnginePlans(config.model_type, tower, axes, text, getattr(config, BLIND, ""), connector)
 
 
 def _llava_tower(config: Any) -> EncoderSpec:
@@ -203,6 +234,14 @@ def _llava_tower(config: Any) -> EncoderSpec:
     blocks = vision.num_hidden_layers
     used = (layer if layer >= 0 else layer + blocks + 1) - 1
     return EncoderSpec(blocks, vision.model_type == "clip_vision_model", output_layer=used)
+
+
+def _connector_tower(config: Any, served: ServedConnector) -> EncoderSpec:
+    """The encoder of a model with a connector of foveate, and how many patches become a token."""
+    tower, connector = _llava_tower(config), served.connector
+    layers = [layer % (tower.num_layers + 1) for layer in connector.feature_layers(tower.num_layers)]
+    output_layer = max(layers) - 1 if layers else tower.output_layer
+    return replace(tower, merge=connector.multiple**2, output_layer=output_layer, spatial=connector.spatial)
 
 
 def servable() -> list[str]:
@@ -225,7 +264,9 @@ def _families() -> dict[str, Family]:
     return {kind: family for family in families().values() for kind in family.model_types}
 
 
-def _check(name: str, need: Need, tower: EncoderSpec, title: str) -> None:
+def _check(name: str, need: Need, first: Method, serving: EnginePlans) -> None:
+    """Refuse a method `name`, in a plan that begins with `first`, that needs what cannot be measured in vLLM."""
+    tower, title = serving.tower, serving.family.title
     if need.kind in OF_PROMPT:
         raise FoveateError(
             Refusal(
@@ -248,3 +289,8 @@ def _check(name: str, need: Need, tower: EncoderSpec, title: str) -> None:
                 f"{name} reads block {need.layer} of the encoder, and vLLM runs it up to block {tower.last_used} only",
             )
         )
+    if (refusal := missing_patches(name, need, first, tower)) is not None:
+        raise FoveateError(refusal)
+    if serving.connector is not None and need.kind != "cls_feature":
+        grid = serving.connector.grid
+        spread_by(serving.connector.connector, torch.zeros(grid.size, 1), grid)  # refuses unequal rectangles

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foveate.core.connector import ConnectorMethod
 from foveate.core.pre_llm import PreLLMMethod
 from foveate.core.tokens import Need, Selection, VisualTokens
 from foveate.integrations.vllm.measurement import measuring
@@ -32,7 +33,8 @@ def chosen(
     Args:
         serving: The engine's.
         settings: The plan of every image.
-        encode: Runs the encoder and gives the features (N, D) of every image.
+        encode: Runs the encoder and gives the features (N, D) of every image; under a setting with `places`, those of
+            its length stand there.
         blocks: The encoder's blocks.
         attention: The `MMEncoderAttention` of a block.
         core: What the family of the model knows a model by: its configuration and its encoder.
@@ -74,14 +76,19 @@ def chosen(
 
 
 def shorten(setting: ServedPlan, tokens: VisualTokens) -> Selection:
-    """Apply the steps of a plan to one image, one after the other.
+    """Apply the steps of a plan to one image, one after the other, on the tokens at the places of the setting.
 
     Raises:
         AssertionError: a method left another number of tokens than it had announced.
     """
     count = len(tokens)
-    selection = Selection(torch.arange(count, device=tokens.device))
+    places = torch.arange(count) if setting.places is None else torch.tensor(setting.places)
+    selection = Selection(places.to(tokens.device))
+    if setting.places is not None:
+        tokens = tokens.take(selection)
     for step in setting.plan.steps if setting.plan is not None else ():
+        if isinstance(step.method, ConnectorMethod):
+            continue  # the connector has run at its length
         assert isinstance(step.method, PreLLMMethod)
         step_selection = step.method(tokens, step.count(len(tokens)))
         selection = selection.then(step_selection, count)

@@ -11,6 +11,7 @@ from typing import Any
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig  # ty: ignore[import-not-found]
 
 from foveate.core.errors import FoveateError
+from foveate.integrations.vllm.connectors import served_connector
 from foveate.integrations.vllm.plans import BLIND, NAME, serving_of
 
 
@@ -49,6 +50,7 @@ def check(vllm_config: Any) -> None:
     model = vllm_config.model_config
     config, multimodal = model.hf_config, model.multimodal_config
     setattr(config, BLIND, _blind(vllm_config))
+    served_connector(config)  # refuses what vLLM cannot run, with and without a plan
     serving = serving_of(config)
     if serving is None or multimodal is None:
         return
