@@ -202,7 +202,7 @@ def is_substituted(need: Need, tower: EncoderSpec) -> bool:
 
 
 def missing_patches(name: str, need: Need, first: Method, tower: EncoderSpec) -> Refusal | None:
-    """Why the encoder has no value of every patch for the method `name` in a plan that begins with `first`; None: it has."""
+    """Why no value of every patch reaches the method `name` in a plan that begins with `first`; None: it does."""
     if need.kind not in (*OF_ATTENTION, *OF_OUTPUT):
         return None
     if not tower.spatial and need.kind != "cls_feature":

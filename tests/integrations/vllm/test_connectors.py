@@ -41,9 +41,7 @@ TOKENFLEX = serving("tokenflex", tokens=16, lengths=[4, 16])
     ],
     ids=["m3", "mqt", "tokenflex"],
 )
-def test_counts_follow_from_the_sizes_of_the_connector(
-    plans: EnginePlans, tokens: int, counts: dict[str, int]
-) -> None:
+def test_counts_follow_from_the_sizes_of_the_connector(plans: EnginePlans, tokens: int, counts: dict[str, int]) -> None:
     assert plans.connector is not None and plans.connector.tokens == tokens
     assert plans.setting("full model").count(tokens) == tokens
     for plan, count in counts.items():

@@ -41,10 +41,14 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
     Qwen3VLProcessor,
     Qwen3VLVideoProcessor,
+    SiglipVisionConfig,
 )
 
 import foveate
 from foveate.families import family_of
+from foveate.models.llava import FoveateLlavaConfig, FoveateLlavaForConditionalGeneration, FoveateLlavaProcessor
+from foveate.models.llava.image_processing import ViewImageProcessor
+from foveate.models.llava.layouts import PadLayout
 from foveate.models.llava_uhd import byte_tokenizer
 
 SPREAD = 0.2  # large initial weights, so that answers depend on every input
@@ -86,6 +90,18 @@ def _clip() -> CLIPVisionConfig:
     )
 
 
+#: Fields of CLIP's configuration that SigLIP's has too.
+_SHARED = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "image_size",
+    "patch_size",
+    "initializer_range",
+)
+
+
 def _saved(folder: Path, model: Any, special: slice) -> None:
     with torch.no_grad():  # trained models never answer with the placeholder of an image
         model.get_output_embeddings().weight[special] = 0
@@ -103,6 +119,35 @@ def save_llava(folder: Path) -> Path:
     images = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     fields = {"patch_size": 4, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
     LlavaProcessor(images, tokenizer, **fields, image_token=tokenizer.image_token).save_pretrained(folder)
+    return folder
+
+
+def save_connector(folder: Path, connector: str, encoder: str, **options: Any) -> Path:
+    """LLaVA with a connector of foveate, on CLIP or SigLIP, which sees 8 x 8 patches of an image padded to a square."""
+    torch.manual_seed(0)
+    vision: Any = _clip()
+    if encoder == "siglip":
+        fields = {name: getattr(vision, name) for name in _SHARED}
+        vision = SiglipVisionConfig(**fields)
+    strategy = "default" if encoder == "clip" else "full"
+    named = {"connector_type": connector, "connector_options": options}
+    config = FoveateLlavaConfig(
+        vision_config=vision,
+        text_config=LlamaConfig(**text_fields()),
+        image_token_index=259,
+        vision_feature_select_strategy=strategy,
+        **named,
+    )
+    _saved(folder, FoveateLlavaForConditionalGeneration(config), slice(259, 260))
+    processor = FoveateLlavaProcessor(
+        ViewImageProcessor(PadLayout(side=32, patch_size=4)),
+        byte_tokenizer(),
+        patch_size=4,
+        vision_feature_select_strategy=strategy,
+        num_additional_image_tokens=int(encoder == "clip"),
+        **named,
+    )
+    processor.save_pretrained(folder)
     return folder
 
 

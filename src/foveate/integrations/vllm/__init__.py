@@ -3,8 +3,8 @@
 vLLM fixes the number of placeholders of an image from its size, before anything was encoded, and keeps the embeddings
 of an image for all prompts that show it. So a plan can be served if it leaves a number of tokens that follows from
 sizes (`static_count`), and if it uses the image alone; `plans` refuses all others. A plan may begin with the length of
-a nested connector, in models whose class is foveate's. The maths is that of `foveate.methods.pre_llm`, layouts are those
-of `foveate.families`; here is only what vLLM needs around them:
+a nested connector, in models whose class is foveate's. The maths is that of `foveate.methods.pre_llm`, layouts are
+those of `foveate.families`; here is only what vLLM needs around them:
 
 - `plans`: plans of an engine, and their support;
 - `connectors`: connectors of foveate that vLLM can run, and their token counts;

@@ -87,8 +87,8 @@ def check_processor(config: Any, processor: FoveateLlavaProcessor) -> None:
     check_same_connector(config, processor)
     if processor.layout is not None and not isinstance(processor.layout, PadLayout):
         raise FoveateError(
-            f"the processor makes several views of an image (layout {processor.layout.name}), which vLLM does not take; "
-            "foveate serve does."
+            f"the processor makes several views of an image (layout {processor.layout.name}), which vLLM does not "
+            "take; foveate serve does."
         )
     side, size = config.vision_config.image_size, processor._image_size()
     if (size["height"], size["width"]) != (side, side):
