@@ -11,17 +11,10 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM has an environment of its own: make test-vllm")
 
+from tests.integrations.vllm.test_models import PROMPTS, TEXT
 from tests.integrations.vllm.vllm_engines import engine, in_process, keys, picture, save_connector, served, tokens
 
 pytestmark = pytest.mark.slow
-
-TEXT = "and a text that is long enough to fill a block of the cache. B:"
-PROMPTS = [
-    (f"A: <image>What is it, {TEXT}", [picture(1)], []),
-    (f"No image here, {TEXT}", [], []),
-    (f"First <image> and then <image>which is larger? {TEXT}", [picture(2), picture(3, 60, 30)], []),
-    (f"Again <image>{TEXT}", [picture(1, 60, 40)], []),
-]
 
 
 @dataclass(frozen=True)
@@ -89,7 +82,7 @@ def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def test_two_lengths_in_one_batch_and_all_tokens(subject: Subject) -> None:
-    """Each request has its own length, images of one text at several; then once more, from caches."""
+    """Every prompt at every length; then once more, from caches."""
     plans = [*subject.case.plans, "full model", None]
     own = next(iter(subject.case.plans))
     prompts = [prompt for prompt in PROMPTS for _ in plans]

@@ -18,7 +18,8 @@ those of `foveate.families`; here is only what vLLM needs around them:
 
 from __future__ import annotations
 
-#: Architectures and the classes that replace vLLM's. Without a plan they behave as vLLM's.
+#: Architectures and their classes: foveate's own, which vLLM lacks, and those that replace vLLM's, which behave as
+#: vLLM's without a plan.
 MODELS = {
     "FoveateLlavaForConditionalGeneration": "foveate.integrations.vllm.llava_connector:FoveateLlavaConnector",
     "LlavaForConditionalGeneration": "foveate.integrations.vllm.llava:FoveateLlava",
