@@ -98,14 +98,14 @@ def test_commands_of_old_results_are_shown_as_they_are_today(written, today):
 def test_results_of_trained_methods_old_and_new_are_shown_alike(tmp_path):
     folder = tmp_path / "benchmarks/results"
     folder.mkdir(parents=True)
-    old = json.loads((ROOT / "benchmarks/results/pruner-embedded.json").read_text(encoding="utf-8"))
+    old = json.loads((ROOT / "benchmarks/results/pruner-measure-llava.json").read_text(encoding="utf-8"))
     new = {name: value for name, value in old.items() if name not in ("kind", "questions")}
     new |= {"method": old.get("kind", "covipal"), "samples": old["questions"]}
     pages = []
     for run in (old, new):
         (folder / "pruner-embedded.json").write_text(json.dumps(run))
         pages.append(tables.fill(page_with("pruners"), tmp_path, tmp_path / "page.md"))
-    assert pages[0] == pages[1] and "foveate train-method covipal -o" in pages[0]
+    assert pages[0] == pages[1] and "foveate train-method covipal --model" in pages[0]
 
 
 def measured(folder: Path, model: str, relative: dict[str, float]) -> None:

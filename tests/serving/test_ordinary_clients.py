@@ -194,8 +194,8 @@ def test_fields_without_effect_are_named_in_a_header(served: Served) -> None:
 
 
 def test_several_answers(served: Served) -> None:
-    whole = said(served, n=3, temperature=1.5, seed=5, max_tokens=12)
-    alone = [said(served, temperature=1.5, seed=5 + number, max_tokens=12) for number in range(3)]
+    whole = said(served, n=3, temperature=2, seed=5, max_tokens=12)
+    alone = [said(served, temperature=2, seed=5 + number, max_tokens=12) for number in range(3)]
     texts = [one.choices[0].message.content for one in alone]
     assert [choice.index for choice in whole.choices] == [0, 1, 2] and len(set(texts)) > 1
     assert [choice.message.content for choice in whole.choices] == texts
@@ -203,7 +203,7 @@ def test_several_answers(served: Served) -> None:
     assert whole.usage.prompt_tokens == alone[0].usage.prompt_tokens
     streamed, ends = ["", "", ""], {}
     options = {"include_usage": True}
-    for piece in said(served, n=3, temperature=1.5, seed=5, max_tokens=12, stream=True, stream_options=options):
+    for piece in said(served, n=3, temperature=2, seed=5, max_tokens=12, stream=True, stream_options=options):
         for choice in piece.choices:
             streamed[choice.index] += choice.delta.content or ""
             if choice.finish_reason:
