@@ -88,7 +88,8 @@ def test_the_crops_are_the_authors(case):
     image = formula_image(case["image"])
     views = layout.cut(image, lambda part: (torch.from_numpy(np.array(part)).permute(2, 0, 1) / 255 - mean) / std)
     ours = torch.stack(views).flatten()[::397]
-    torch.testing.assert_close(ours, torch.tensor(case["pixels"]), atol=2e-5, rtol=1e-4)
+    level = 1 / 255 / min(OPENAI_CLIP_STD)  # Pillow 12.0 resizes some pixels to the next one of 256 levels
+    torch.testing.assert_close(ours, torch.tensor(case["pixels"]), atol=1.01 * level, rtol=0)
     assert crop_positions(layout.crop_grid(image.height, image.width), 9).tolist() == case["positions"]
     text = "".join(f"{view.prefix}<image>" for view in layout.views(image.height, image.width))
     assert f"a{text}b" == case["text"]

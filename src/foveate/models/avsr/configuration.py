@@ -87,6 +87,7 @@ class AVSRConfig(PreTrainedConfig):
     """
 
     model_type = "avsr"
+    has_no_defaults_at_init = True  # it reads sound, video or both: one has to be named
     sub_configs = {
         "text_config": AutoConfig,
         "audio_config": WhisperConfig,
