@@ -1,5 +1,7 @@
 """Which plans vLLM can serve is decided without vLLM."""
 
+import math
+from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,9 +9,11 @@ import pytest
 import torch
 
 from foveate.core.errors import FoveateError
-from foveate.core.tokens import EncoderSpec, Need
+from foveate.core.tokens import EncoderSpec, Grid, Need, VisualTokens
+from foveate.families.family import frame_crops
 from foveate.integrations.vllm.plans import EnginePlans, servable, serving_of
 from foveate.integrations.vllm.positions import COLUMNS, nowhere, offsets, places
+from foveate.integrations.vllm.selection import shorten
 from tests.refusals import refused
 
 CLIP = EnginePlans("llava", EncoderSpec(24, True, output_layer=22), 1, "pool:16")
@@ -67,6 +71,11 @@ def test_needs_are_those_of_the_encoder() -> None:
         ("cdpruner:64", CLIP, "needs-prompt"),
         ("dart:64", CLIP, "keeps-positions"),
         ("ppe:64", QWEN, "several-positions"),
+        ("dycoke", QWEN, "count-not-from-sizes"),
+        ("prunevid:50%", QWEN, "count-not-from-sizes"),
+        ("divprune:50% + evs:50%", QWEN, "needs-whole-frames"),
+        ("ts-llava(thumbnails=1):50%", QWEN, "chooses-frames"),
+        ("uniform-frames:8 + evs:50%", QWEN, "site-not-served"),
     ],
 )
 def test_what_cannot_be_served_is_refused(plan: str, serving: EnginePlans, code: str) -> None:
@@ -120,6 +129,46 @@ def test_servable_methods_can_be_served() -> None:
         assert several.setting(f"{name}:50%").count(10) == 5
 
 
+def clip_tokens(needs: tuple[Need, ...], shape: tuple[int, int, int]) -> VisualTokens:
+    """Random tokens of a clip of `shape` frames, rows and columns, with random values of what is measured."""
+    generator = torch.Generator().manual_seed(0)
+    count = math.prod(shape)
+    measured = {
+        need: torch.randn(count, 6, generator=generator)
+        if need.kind in ("keys", "features")
+        else torch.rand(count, generator=generator)
+        for need in needs
+    }
+    features = torch.randn(count, 8, generator=generator)
+    size = 28 * shape[1], 28 * shape[2]
+    return VisualTokens(features, frame_crops(*shape), measured, size=size, tower=QWEN.tower)
+
+
+@pytest.mark.parametrize("text", ["{}:50%", "{}:7%", "{}:3", "{}:60% + divprune:50%", "pool:60% + {}:50%"])
+def test_clips_of_any_size_keep_the_announced_number_of_tokens(text: str) -> None:
+    assert QWEN.modalities == ("image", "video") and CLIP.modalities == ("image",)
+    refusals = Counter()
+    for name in servable():
+        try:
+            setting = QWEN.setting(text.format(name))
+        except FoveateError as error:
+            refusals[error.code] += 1
+            continue
+        for shape in ((1, 3, 4), (2, 2, 3), (5, 3, 4), (3, 1, 1)):
+            tokens = clip_tokens(setting.needs, shape)
+            kept = shorten(setting, tokens).indices
+            assert len(kept) == setting.count(math.prod(shape)), (name, shape)
+            assert bool((kept.diff() > 0).all())
+    assert set(refusals) <= {"needs-cls", "needs-whole-frames"}
+    assert ("needs-whole-frames" in refusals) == text.startswith("pool")
+
+
+def test_methods_for_clips_follow_others_where_clips_stay_whole() -> None:
+    qwen3 = EnginePlans("qwen3_vl", QWEN.tower, 3, "pool:16")
+    assert qwen3.modalities == ("image",)
+    assert qwen3.setting("divprune:50% + evs:50%").count(64) == 16
+
+
 def test_keys_tell_plans_apart() -> None:
     keys = {CLIP.setting(plan).key for plan in ("pool:16", "pool:17", "uniform:16", "random:16", "full model")}
     assert len(keys) == 5
@@ -127,9 +176,11 @@ def test_keys_tell_plans_apart() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_rows_and_columns_survive_half_precision(dtype: torch.dtype) -> None:
+def test_positions_survive_half_precision(dtype: torch.dtype) -> None:
     embeds = torch.zeros(4, 8, dtype=dtype)
     at = torch.tensor([0, 999, 300_257, 999_999])
-    carried = torch.cat([embeds, places(at, 1000, embeds)], dim=1)[:, -COLUMNS:]
-    assert offsets(carried).tolist() == [[0, 0, 300, 999], [0, 999, 257, 999]]
+    carried = torch.cat([embeds, places(at, Grid(1000, 1000), embeds)], dim=1)[:, -COLUMNS:]
+    assert offsets(carried).tolist() == [[0] * 4, [0, 0, 300, 999], [0, 999, 257, 999]]
+    frames = torch.cat([embeds, places(torch.tensor([5, 6, 13, 599_999]), Grid(2, 3), embeds, 1.3)], dim=1)
+    assert offsets(frames[:, -COLUMNS:]).tolist() == [[0, 1, 2, 129_998], [1, 0, 0, 1], [2, 0, 1, 2]]
     assert not offsets(nowhere(embeds)).any()

@@ -1,9 +1,9 @@
 """vLLM plug-in that compresses visual tokens, for the entry-point group `vllm.general_plugins`.
 
-vLLM fixes the number of placeholders of an image from its size, before anything was encoded, and keeps the embeddings
-of an image for all prompts that show it. So a plan can be served if it leaves a number of tokens that follows from
-sizes (`static_count`), and if it uses the image alone; `plans` refuses all others. A plan may begin with the length of
-a nested connector, in models whose class is foveate's. The maths is that of `foveate.methods.pre_llm`, layouts are
+vLLM fixes the number of placeholders of an image or clip from its size, before anything was encoded, and keeps its
+embeddings for all prompts that show it. So a plan can be served if it leaves a number of tokens that follows from
+sizes (`static_count`), and if it uses the image or clip alone; `plans` refuses all others. A plan may begin with the
+length of a nested connector, in models whose class is foveate's. The maths is that of `foveate.methods`, layouts are
 those of `foveate.families`; here is only what vLLM needs around them:
 
 - `plans`: plans of an engine, and their support;
@@ -11,7 +11,7 @@ those of `foveate.families`; here is only what vLLM needs around them:
 - `startup_checks`: checks when an engine starts;
 - `processing`: fewer placeholders, and the plan in the key of the caches;
 - `measurement`: what methods need from an encoder, measured in vLLM's attention layers;
-- `selection`: token selection for the images of a call;
+- `selection`: token selection for the images or clips of a call;
 - `positions`, `mrope`: multimodal RoPE positions;
 - a module for each kind of model.
 """

@@ -1,9 +1,10 @@
 """Models with multimodal RoPE (M-RoPE), whose kept tokens retain their original positions.
 
-Which tokens stay is known when an image was encoded, long after vLLM has made the positions of its prompt. So positions
-of text and clips are right from the start, as sizes tell them, and the placeholders of an image all stand at its first
-position. Embeddings carry row and column through vLLM's caches; where a step puts them among the text they are taken
-off, and the model adds them to the positions of this step.
+Which tokens stay is known when an image or clip was encoded, long after vLLM has made the positions of its prompt. So
+positions of text are right from the start, as sizes tell them, and the placeholders of an image or clip all stand at
+its first position. Embeddings carry time, row and column through vLLM's caches; where a step puts them among the text
+they are taken off, and the model adds them to the positions of this step. Clips that are not compressed
+(`EnginePlans.modalities`) have their positions from the start, as text has.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import torch
 from torch import Tensor
 from vllm.multimodal.utils import copy_mm_embedding_modality  # ty: ignore[import-not-found]
 
-from foveate.integrations.vllm.plans import NAME, EnginePlans, serving_of
+from foveate.core.tokens import Grid
+from foveate.integrations.vllm.plans import EnginePlans, serving_of
 from foveate.integrations.vllm.positions import COLUMNS, nowhere, offsets, places
-from foveate.integrations.vllm.processing import settings_of
+from foveate.integrations.vllm.processing import FIELDS, settings_of
 from foveate.integrations.vllm.selection import chosen
 
 if TYPE_CHECKING:
@@ -36,47 +38,58 @@ class PlannedMRope(Model):
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         self.foveate = serving_of(vllm_config.model_config.hf_config)
-        # Rows and columns of the tokens of one step. One tensor for good: graphs of the language model read it.
-        self._moved = torch.zeros(2, vllm_config.scheduler_config.max_num_batched_tokens, dtype=torch.int64)
+        # Times, rows and columns of the tokens of one step. One tensor for good: graphs of the language model read it.
+        self._moved = torch.zeros(3, vllm_config.scheduler_config.max_num_batched_tokens, dtype=torch.int64)
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
-        """Return the embeddings (k, D + 4) of every image and clip, with columns that hold their positions."""
-        plans = kwargs.pop(NAME, None)
+        """Return the embeddings (k, D + 9) of every image and clip, with columns that hold their positions."""
+        plans = {modality: kwargs.pop(name, None) for modality, name in FIELDS.items()}
         if self.foveate is None:
             return super().embed_multimodal(**kwargs)
         embeddings: list[Tensor] = []
         for modality, media_input in self._parse_and_validate_multimodal_inputs(**kwargs).items():
-            if modality == "video":
+            if modality in self.foveate.modalities:
+                embeddings += self._placed(self.foveate, modality, media_input, plans[modality])
+            else:
                 embeddings += [
                     torch.cat([clip, nowhere(clip)], dim=1) for clip in self._process_video_input(media_input)
                 ]
-            else:
-                embeddings += self._images(self.foveate, media_input, plans)
         return tuple(embeddings)
 
-    def _images(self, serving: EnginePlans, image_input: Any, plans: Tensor | None) -> list[Tensor]:
-        grids = image_input["image_grid_thw"]
-        columns = [int(grid[2]) // self.visual.spatial_merge_size for grid in grids]
+    def _placed(self, serving: EnginePlans, modality: str, media_input: Any, plans: Tensor | None) -> list[Tensor]:
+        """Embeddings of the images or clips of a call under their plans, with columns that hold their positions."""
+        process = self._process_image_input if modality == "image" else self._process_video_input
+        name, side = f"{modality}_grid_thw", self.visual.spatial_merge_size
+        call: dict[str, Any] = {name: media_input[name]}
+        steps = [0.0] * len(call[name])
+        if modality == "video":
+            seconds = media_input.get("second_per_grid_ts")  # None: with embeddings that a user gives
+            seconds = [1.0] * len(steps) if seconds is None else seconds.flatten().tolist()
+            call["second_per_grid_ts"] = seconds
+            steps = [second * self.config.vision_config.tokens_per_second for second in seconds]
         if plans is None:  # embeddings that a user gives stay as they are
-            encoded = self._process_image_input(image_input)
-            images = [(grid, torch.arange(len(grid), device=grid.device)) for grid in encoded]
+            encoded = process(media_input)
+            items = [(features, torch.arange(len(features), device=features.device)) for features in encoded]
         else:
-            images = chosen(
+            items = chosen(
                 serving,
                 settings_of(serving, plans),
-                lambda: self._process_image_input(image_input),
+                lambda: process(media_input),
                 self.visual.blocks,
                 lambda block: block.attn.attn,
                 self,
-                {"image_grid_thw": grids},
+                call,
+                modality=modality,
                 width=self._width,
             )
+        grids = [Grid(rows // side, columns // side) for _, rows, columns in call[name].tolist()]
         return [
-            torch.cat([grid, places(at, wide, grid)], dim=1) for (grid, at), wide in zip(images, columns, strict=True)
+            torch.cat([features, places(at, grid, features, step)], dim=1)
+            for (features, at), grid, step in zip(items, grids, steps, strict=True)
         ]
 
     def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
-        """Return prompt positions (3, N) without rows and columns of images, and the offset for decoding.
+        """Return prompt positions (3, N), without offsets within images and clips, and the offset for decoding.
 
         vLLM's own code computes the positions of the uncompressed prompt; those of dropped tokens are removed.
         """
@@ -91,9 +104,9 @@ class PlannedMRope(Model):
             taken += range(len(expanded), len(expanded) + start - read)
             expanded += input_tokens[read:start]
             position = replace(feature.mm_position, offset=len(expanded))
-            if feature.modality == "image":
-                _, rows, columns = feature.data["image_grid_thw"].data.tolist()
-                count = (rows // side) * (columns // side)
+            if feature.modality in self.foveate.modalities:
+                frames, rows, columns = feature.data[f"{feature.modality}_grid_thw"].data.tolist()
+                count = frames * (rows // side) * (columns // side)
                 position = replace(position, length=count)
                 taken += [len(expanded)] * length
                 expanded += [input_tokens[start]] * count
@@ -110,7 +123,7 @@ class PlannedMRope(Model):
     def embed_input_ids(
         self, input_ids: Tensor, multimodal_embeddings: Any = None, *, is_multimodal: Tensor | None = None
     ) -> Tensor:
-        """Return the embeddings (N, D) of a step and store the positions of its images for `forward`."""
+        """Return the embeddings (N, D) of a step and store the positions of its images and clips for `forward`."""
         if self.foveate is None:
             return super().embed_input_ids(input_ids, multimodal_embeddings, is_multimodal=is_multimodal)
         self._moved.zero_()
@@ -130,9 +143,9 @@ class PlannedMRope(Model):
         inputs_embeds: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Run vLLM's forward pass with rows and columns of images added to the positions (3, N)."""
+        """Run vLLM's forward pass with times, rows and columns of images and clips added to the positions (3, N)."""
         if self.foveate is not None and inputs_embeds is not None:
-            positions = torch.cat([positions[:1], positions[1:] + self._moved[:, : positions.shape[1]]])
+            positions = positions + self._moved[:, : positions.shape[1]]
         return super().forward(input_ids, positions, intermediate_tensors, inputs_embeds, **kwargs)
 
     def get_encoder_cudagraph_config(self) -> Any:

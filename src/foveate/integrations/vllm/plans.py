@@ -17,9 +17,11 @@ from foveate.core.method import Method, Site
 from foveate.core.plan import Plan
 from foveate.core.registry import model_methods
 from foveate.core.tokens import EncoderSpec, Need
+from foveate.core.video import VideoMethod
 from foveate.families import Family, families
 from foveate.families.family import check_connector, places_at_length, spread_by
 from foveate.integrations.vllm.connectors import ServedConnector, served_connector
+from foveate.methods.video.ts_llava import TSLLaVA
 from foveate.runtime.probe import OF_ATTENTION, OF_OUTPUT
 from foveate.runtime.requirements import OF_PROMPT, check_sites, is_substituted, missing_patches
 from foveate.serving.protocol import refuse_files
@@ -35,6 +37,9 @@ BLIND = "foveate_blind"
 
 #: Methods whose tokens carry the positions of several others, by dimension of the rotary embedding.
 _CARRYING = ("ppe",)
+#: Models whose clips are compressed too. Clips of Qwen3-VL have text between frames: vLLM would have to know the tokens
+#: of every frame before the clip is encoded.
+_CLIPS = ("qwen2_5_vl",)
 #: Encoders of LLaVA, and how all patches and nothing else are taken from them.
 _STRATEGIES = {"clip_vision_model": "default", "siglip_vision_model": "full"}
 
@@ -61,7 +66,7 @@ class ServedPlan:
         return hashlib.sha256(str(self).encode()).hexdigest()[:16]
 
     def count(self, tokens: int) -> int:
-        """Return the number of kept tokens of an image of `tokens` tokens."""
+        """Return the number of kept tokens of an image or clip of `tokens` tokens."""
         for step in self.plan.steps if self.plan is not None else ():
             tokens = step.count(tokens) or tokens  # every step has a budget
         return tokens
@@ -94,6 +99,11 @@ class EnginePlans:
     def family(self) -> Family:
         """Family of the model."""
         return _families()[self.kind]
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Modalities whose tokens are compressed: "image", or "image" and "video"."""
+        return ("image", "video") if self.kind in _CLIPS else ("image",)
 
     def setting(self, text: Any = None, *, request: bool = False) -> ServedPlan:
         """Parse a plan into a setting.
@@ -143,7 +153,7 @@ def _setting(serving: EnginePlans, text: str) -> ServedPlan:
             raise FoveateError(
                 Refusal(
                     "count-not-from-sizes",
-                    f"how many tokens '{step}' leaves does not follow from the size of an image, as vLLM needs",
+                    f"how many tokens '{step}' leaves does not follow from the size of an image or clip, as vLLM needs",
                     f"possible are {', '.join(servable())}, with a budget",
                 )
             )
@@ -163,6 +173,8 @@ def _setting(serving: EnginePlans, text: str) -> ServedPlan:
             )
         )
     check_sites(plan, serving.family)
+    if "video" in serving.modalities:
+        _check_clips(plan)
     places = _places(plan, serving.connector) if serving.connector else None
     needs: dict[Need, None] = {}
     for step in plan.steps:
@@ -174,6 +186,30 @@ def _setting(serving: EnginePlans, text: str) -> ServedPlan:
             Refusal("encoder-not-readable", f"'{plan}' measures inside the encoder, and {serving.blind}")
         )
     return ServedPlan(plan, tuple(needs), places)
+
+
+def _check_clips(plan: Plan) -> None:
+    """Refuse a plan that some clips could not be shortened under, which would be known only once one was encoded."""
+    for before, step in zip((None, *plan.steps), plan.steps, strict=False):
+        method = step.method
+        if before is not None and isinstance(method, VideoMethod):
+            raise FoveateError(
+                Refusal(
+                    "needs-whole-frames",
+                    f"{method.name} compares the frames of a clip with each other, which lack tokens after "
+                    f"{before.method.name}",
+                    "let a method for clips be the first step of a plan",
+                )
+            )
+        if isinstance(method, TSLLaVA) and method.thumbnails:
+            raise FoveateError(
+                Refusal(
+                    "chooses-frames",
+                    f"'{step}' needs clips with thumbnails among their frames, which the step thumbnails makes, and "
+                    "vLLM chooses frames itself",
+                    f"leave thumbnails out, as in {method.name}:25%",
+                )
+            )
 
 
 def _places(plan: Plan, served: ServedConnector) -> tuple[int, ...] | None:

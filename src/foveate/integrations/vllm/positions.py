@@ -1,6 +1,7 @@
-"""Positions of image tokens, passed through vLLM in extra columns of their embeddings.
+"""Positions of visual tokens, passed through vLLM in extra columns of their embeddings.
 
-Embeddings may be in bfloat16, which has whole numbers up to 256 only; row and column are carried in two digits each.
+Embeddings may be in bfloat16, which has whole numbers up to 256 only; time, row and column are carried in three digits
+each.
 """
 
 from __future__ import annotations
@@ -8,23 +9,33 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-#: Columns that `places` and `nowhere` add: two digits of the row and two of the column.
-COLUMNS = 4
+from foveate.core.tokens import Grid
+
+#: Columns that `places` and `nowhere` add: three digits of the time, of the row and of the column.
+COLUMNS = 9
 _BASE = 128
 
 
-def places(indices: Tensor, columns: int, like: Tensor) -> Tensor:
-    """Columns (k, 4) for tokens at `indices` (k,) of a raster with `columns` columns, in the dtype of `like`."""
-    row, column = indices // columns, indices % columns
-    return torch.stack((row // _BASE, row % _BASE, column // _BASE, column % _BASE), dim=1).to(like)
+def places(indices: Tensor, grid: Grid, like: Tensor, step: float = 0.0) -> Tensor:
+    """Columns (k, 9) for tokens at `indices` (k,) of an image or of the frames of a clip, in the dtype of `like`.
+
+    Args:
+        indices: Places of the tokens, row-major, frame after frame.
+        grid: Rows and columns of the image, or of every frame.
+        like: A tensor of the dtype wanted.
+        step: Positions from a frame to the next; the position of a frame is rounded down.
+    """
+    frame, cell = indices // grid.size, indices % grid.size
+    moved = torch.stack(((frame.double() * step).long(), cell // grid.columns, cell % grid.columns), dim=1)
+    return torch.stack((moved // _BASE**2, moved // _BASE % _BASE, moved % _BASE), dim=2).flatten(1).to(like)
 
 
 def nowhere(like: Tensor) -> Tensor:
-    """Columns (n, 4) for the n tokens of a clip, whose positions need no correction."""
+    """Columns (n, 9) for n tokens whose positions need no correction."""
     return like.new_zeros(len(like), COLUMNS)
 
 
 def offsets(carried: Tensor) -> Tensor:
-    """Rows and columns (2, k) int64 of tokens, from the columns (k, 4) of their embeddings."""
-    high_row, low_row, high_column, low_column = carried.long().T
-    return torch.stack((high_row * _BASE + low_row, high_column * _BASE + low_column))
+    """Time, row and column (3, k) int64 of tokens, from the columns (k, 9) of their embeddings."""
+    high, middle, low = carried.long().unflatten(1, (3, 3)).unbind(2)
+    return ((high * _BASE + middle) * _BASE + low).T

@@ -17,14 +17,18 @@ from vllm.multimodal.processing import BaseMultiModalProcessor, BaseProcessingIn
 from foveate.core.errors import FoveateError
 from foveate.integrations.vllm.plans import FULL_MODEL, LONGEST, NAME, EnginePlans, ServedPlan, serving_of
 
+#: Fields in which images and clips carry their plans to the model.
+FIELDS = {"image": NAME, "video": f"{NAME}_of_clips"}
+
 
 class PlannedProcessor(BaseMultiModalProcessor):
-    """Mixin for vLLM processors: fewer image placeholders, and cache keys that differ by plan.
+    """Mixin for vLLM processors: fewer placeholders of images and clips, and cache keys that differ by plan.
 
     A request may set its own plan in `mm_processor_kwargs`. Every image carries the text of its plan to the
     model. The key of an image names its processed pixels, its embeddings (also where engines share them) and, by
     prefix caching, the keys and values of the language model behind it. A name that a client gives to an image is no
-    exception. Clips and image embeddings are not compressed.
+    exception. The same holds for clips where the plan acts on them (`EnginePlans.modalities`). Embeddings that a client
+    gives are not compressed.
     """
 
     @cached_property
@@ -49,48 +53,59 @@ class PlannedProcessor(BaseMultiModalProcessor):
     def _get_mm_hashes(self, inputs: Any) -> Any:
         setting, others = self._plan(inputs.hf_processor_mm_kwargs)
         hashes = super()._get_mm_hashes(replace(inputs, hf_processor_mm_kwargs=others))
-        if setting is None or "image" not in hashes:
+        if setting is None or self.foveate is None:
             return hashes
-        return {**hashes, "image": [f"{digest}-{setting.key}" for digest in hashes["image"]]}
+        return {
+            modality: [f"{digest}-{setting.key}" for digest in digests]
+            if modality in self.foveate.modalities
+            else digests
+            for modality, digests in hashes.items()
+        }
 
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
         setting, others = self._plan(hf_kwargs)
         data = super()._apply_hf_processor_main(mm_items, others)
-        images = mm_items.get("image")
-        if setting is not None and images and not isinstance(images, (EmbeddingItems, DictEmbeddingItems)):
-            data[NAME] = carried(setting).expand(len(images), -1)
+        if setting is None or self.foveate is None:
+            return data
+        for modality in self.foveate.modalities:
+            items = mm_items.get(modality)
+            if items and not isinstance(items, (EmbeddingItems, DictEmbeddingItems)):
+                data[FIELDS[modality]] = carried(setting).expand(len(items), -1)
         return data
 
     def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, object]) -> Any:
         _, others = self._plan(hf_processor_mm_kwargs)
         fields = super()._get_mm_fields_config(hf_inputs, others)
-        return {**fields, NAME: MultiModalFieldConfig.batched("image", keep_on_cpu=True)}
+        plans = {name: MultiModalFieldConfig.batched(modality, keep_on_cpu=True) for modality, name in FIELDS.items()}
+        return {**fields, **plans}
 
     def _get_prompt_updates(
         self, mm_items: Any, hf_processor_mm_kwargs: Mapping[str, object], out_mm_kwargs: Any
     ) -> Any:
         setting, others = self._plan(hf_processor_mm_kwargs)
         updates = super()._get_prompt_updates(mm_items, others, out_mm_kwargs)
-        if setting is None:
+        if setting is None or self.foveate is None:
             return updates
         return [
-            self._shorter(update, setting, out_mm_kwargs) if update.modality == "image" else update
+            self._shorter(update, setting, out_mm_kwargs) if update.modality in self.foveate.modalities else update
             for update in updates
         ]
 
     @staticmethod
     def _shorter(update: Any, setting: ServedPlan, out_mm_kwargs: Any) -> PromptReplacement:
-        """Shorten the identical placeholders of an image to the number of kept tokens."""
+        """Shorten the identical placeholders of an image or clip to the number of kept tokens."""
+        modality = update.modality
 
-        def image(number: int) -> list[int]:
+        def kept(number: int) -> list[int]:
             original = update.replacement(number)
-            return original[: setting.count(len(original))] if NAME in out_mm_kwargs["image"][number] else original
+            planned = FIELDS[modality] in out_mm_kwargs[modality][number]
+            return original[: setting.count(len(original))] if planned else original
 
-        return PromptReplacement(modality="image", target=update.target, replacement=image)
+        return PromptReplacement(modality=modality, target=update.target, replacement=kept)
 
 
 def carried(setting: ServedPlan) -> Tensor:
-    """Encode a setting as (256,) uint8, the form in which an image passes it to the model."""
+    """Encode a setting as (256,) uint8, the form in which an image or clip passes it to the model."""
     text = str(setting).encode()
     if len(text) > LONGEST:
         raise FoveateError(f"'{setting}' has {len(text)} bytes; a plan in vLLM has {LONGEST} at most.")
@@ -98,7 +113,7 @@ def carried(setting: ServedPlan) -> Tensor:
 
 
 def settings_of(serving: EnginePlans, plans: Tensor) -> list[ServedPlan]:
-    """Decode the settings of images from (n, 256) uint8."""
+    """Decode the settings of images or clips from (n, 256) uint8."""
     return [serving.setting(bytes(encoded.tolist()).rstrip(b"\0").decode()) for encoded in plans]
 
 

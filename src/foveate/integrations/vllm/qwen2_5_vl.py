@@ -9,9 +9,9 @@ from foveate.integrations.vllm.processing import PlannedProcessor, registered
 
 
 class FoveateQwen25VLProcessor(PlannedProcessor, Qwen2_5_VLMultiModalProcessor):
-    """vLLM's processor with fewer image placeholders."""
+    """vLLM's processor with fewer placeholders of images and clips."""
 
 
 @registered(FoveateQwen25VLProcessor, Qwen2_5_VLForConditionalGeneration)
 class FoveateQwen25VL(PlannedMRope, Qwen2_5_VLForConditionalGeneration):
-    """vLLM's Qwen2.5-VL with token compression before the language model. Clips are not compressed."""
+    """vLLM's Qwen2.5-VL with token compression of images and clips before the language model."""

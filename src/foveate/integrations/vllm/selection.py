@@ -1,8 +1,9 @@
-"""Token selection for the images of one encoder call."""
+"""Token selection for the images or clips of one encoder call."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,33 +26,40 @@ def chosen(
     core: Any,
     call: Mapping[str, Any],
     *,
+    modality: str = "image",
     width: int | None = None,
     plain: Callable[[Tensor], Tensor] = lambda values: values,
 ) -> list[tuple[Tensor, Tensor]]:
-    """Encode the images of a call and select among their tokens.
+    """Encode the images or clips of a call and select among their tokens.
 
     Args:
         serving: The engine's.
-        settings: The plan of every image.
-        encode: Runs the encoder and gives the features (N, D) of every image; under a setting with `places`, those of
-            its length stand there.
+        settings: The plan of every image or clip.
+        encode: Runs the encoder and gives the features (N, D) of every image or clip; under a setting with `places`,
+            those of its length stand there.
         blocks: The encoder's blocks.
         attention: The `MMEncoderAttention` of a block.
         core: What the family of the model knows a model by: its configuration and its encoder.
         call: What the family asks of a call.
+        modality: "image", or "video" for clips.
         width: How many columns of the features the language model reads first; those after them (DeepStack) follow
             what was chosen. None: all.
         plain: What is to be done with values (T, ...) of the encoder's tokens before the family takes them.
 
     Returns:
-        For every image its features (k, D), and the places (k,) int64 ascending of the kept tokens.
+        For every image or clip its features (k, D), and the places (k,) int64 ascending of the kept tokens.
     """
     needs = list(dict.fromkeys(need for setting in settings for need in setting.needs))
     with measuring(blocks, attention, needs, serving.tower.has_cls) as recorded:
         features = list(encode())
     output = SimpleNamespace(pooler_output=features)
     family = serving.family
-    layouts = family.layouts(core, "image", call, output)
+    layouts = family.layouts(core, modality, call, output)
+    if modality == "video":
+        layouts = [
+            replace(layout, timestamps=family.timestamps(core, call, clip, len(layouts), len(layout.crops)))
+            for clip, layout in enumerate(layouts)
+        ]
     measured: list[dict[Need, Tensor]] = [{} for _ in features]
     for need, calls in recorded.items():
         value = plain(torch.cat(calls))
@@ -59,14 +67,20 @@ def chosen(
             spread = family.per_image(core, call, value)
         else:
             flat = value[:, None] if value.ndim == 1 else value
-            spread = family.spread(core, "image", call, output, flat)
+            spread = family.spread(core, modality, call, output, flat)
             spread = [image_features[:, 0] for image_features in spread] if value.ndim == 1 else spread
         for image, image_features in zip(measured, spread, strict=True):
             image[need] = image_features
     shortened = []
     for setting, image_features, layout, values in zip(settings, features, layouts, measured, strict=True):
         tokens = VisualTokens(
-            image_features[:, :width], layout.crops, values, layout.separators, layout.size, tower=serving.tower
+            image_features[:, :width],
+            layout.crops,
+            values,
+            layout.separators,
+            layout.size,
+            tower=serving.tower,
+            timestamps=None if layout.timestamps is None else layout.timestamps.to(image_features.device),
         )
         kept = shorten(setting, tokens)
         main = image_features[kept.indices, :width] if kept.features is None else kept.features.to(image_features)
@@ -76,7 +90,7 @@ def chosen(
 
 
 def shorten(setting: ServedPlan, tokens: VisualTokens) -> Selection:
-    """Apply the steps of a plan to one image, one after the other, on the tokens at the places of the setting.
+    """Apply the steps of a plan to one image or clip, one after the other, on the tokens at the places of the setting.
 
     Raises:
         AssertionError: a method left another number of tokens than it had announced.
