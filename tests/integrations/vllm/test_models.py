@@ -12,7 +12,19 @@ import pytest
 pytest.importorskip("vllm", reason="vLLM has an environment of its own: make test-vllm")
 
 from foveate.core.errors import FoveateError
-from tests.integrations.vllm.vllm_engines import SAVE, clip, embedded, engine, in_process, keys, picture, served, tokens
+from tests.integrations.vllm.vllm_engines import (
+    SAVE,
+    clip,
+    embedded,
+    embedded_clip,
+    engine,
+    in_process,
+    keys,
+    metadata,
+    picture,
+    served,
+    tokens,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -28,7 +40,11 @@ CLIPS = [
     (f"A: <image>then<video>{TEXT}", [picture(1, 48, 32)], [clip(1)]),
     (f"A: <video>then<image>{TEXT}", [picture(1, 48, 32)], [clip(1)]),
     (f"A: <image>then<video>and<image>{TEXT}", [picture(5), picture(6, 40, 64)], [clip(2)]),
+    (f"A: <video>then<video>{TEXT}", [], [clip(4), clip(5, 5)]),
+    (f"A: <video>{TEXT}", [], [clip(3, 6)]),
 ]
+#: By change, by attention in the encoder, by merging over time, frame by frame, and one after the other.
+CLIP_PLANS = ["evs:50%", "fastvid:30%", "temporal-tome:40%", "hiprune:20%", "pool:25%", "evs:50% + divprune:20"]
 OWN = "divprune:9"
 #: Of [CLS], of attention received, of diversity, of neighbours, of chance, and one after the other.
 PLANS = {
@@ -153,9 +169,57 @@ def test_images_and_clips_in_both_orders(subject: Subject) -> None:
             assert tokens(served(subject.model, CLIPS, plan)) == expected, plan
 
 
-@pytest.mark.parametrize("plan", ["fastv:50%@2", "prumerge", "cdpruner:8", "nothing:8", 64])
-def test_a_start_with_a_plan_that_cannot_be_served_is_refused(tmp_path: Path, plan: Any) -> None:
-    with pytest.raises(ValueError, match="foveate|vLLM|unknown method"), engine(SAVE["llava"](tmp_path), plan):
+def test_clips_under_plans(subject: Subject) -> None:
+    """Clips alone and next to images, in both orders, with all plans in one batch and from caches."""
+    if subject.name != "qwen2.5-vl":
+        pytest.skip("the model has no clips, or they stay whole")
+    full_model = in_process(subject.folder, None, CLIPS)
+    expected = [answer for plan in CLIP_PLANS for answer in in_process(subject.folder, plan, CLIPS)]
+    assert all(answer not in full_model for answer in expected)
+    plans = [plan for plan in CLIP_PLANS for _ in CLIPS]
+    for _ in range(2):
+        assert tokens(served(subject.model, CLIPS * len(CLIP_PLANS), plans)) == expected
+    one = CLIPS[-1:]
+    lengths = {
+        plan: len(served(subject.model, one, plan)[0].prompt_token_ids) for plan in ("full model", "evs:50%", OWN)
+    }
+    assert [lengths["full model"] - lengths[plan] for plan in ("evs:50%", OWN)] == [54, 108 - 9]
+
+
+def test_keys_of_clips_tell_plans_apart(subject: Subject) -> None:
+    if not subject.name.startswith("qwen"):
+        pytest.skip("the model has no clips")
+    video = clip(1)
+    data = {"video": [(video, metadata(video))]}
+    found = [
+        keys(subject.model, f"<video>{TEXT}", data, names, plan)["video"][0]
+        for names in (None, {"video": ["mine"]})
+        for plan in (None, "pool:9")
+    ]
+    assert len(set(found)) == (4 if subject.name == "qwen2.5-vl" else 2)
+
+
+def test_embeddings_in_place_of_a_clip_stay_whole(subject: Subject) -> None:
+    if subject.name != "qwen2.5-vl":
+        pytest.skip("the model has no clips, or needs their times")
+    text, _, (video,) = CLIPS[-1]
+    prompts = [(text, [], embedded_clip(subject.folder, video)), CLIPS[-1]]
+    expected = [in_process(subject.folder, plan, CLIPS[-1:])[0] for plan in (None, "evs:50%")]
+    assert tokens(served(subject.model, prompts, "evs:50%")) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "plan", "message"),
+    [
+        *(("llava", plan, "foveate|vLLM") for plan in ("fastv:50%@2", "prumerge", "cdpruner:8", 64)),
+        ("llava", "nothing:8", "unknown method"),
+        ("qwen2.5-vl", "divprune:50% + evs:50%", "let a method for clips be the first step"),
+    ],
+)
+def test_a_start_with_a_plan_that_cannot_be_served_is_refused(
+    tmp_path: Path, name: str, plan: Any, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message), engine(SAVE[name](tmp_path), plan):
         pass
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import os
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,18 @@ import pytest
 pytest.importorskip("vllm", reason="vLLM has an environment of its own: make test-vllm")
 
 import httpx
+import numpy as np
 import openai
 from PIL import Image
 
-from tests.integrations.vllm.vllm_engines import SAVE, WRITTEN, in_process, picture
+from tests.integrations.vllm.vllm_engines import RATE, SAVE, WRITTEN, in_process, picture
 
 pytestmark = pytest.mark.slow
 
 TEMPLATE = (
     "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}{% for c in m.content %}"
-    "{% if c.type == 'text' %}{{ c.text }}{% else %}<|vision_start|><|image_pad|><|vision_end|>{% endif %}"
+    "{% if c.type == 'text' %}{{ c.text }}{% else %}<|vision_start|>"
+    "{% if c.type == 'video' %}<|video_pad|>{% else %}<|image_pad|>{% endif %}<|vision_end|>{% endif %}"
     "{% endfor %}{% endif %}{% endfor %}"
 )
 TEXT = "What is it? B:"
@@ -46,6 +49,7 @@ def client(folder: Path) -> Generator[openai.OpenAI]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     options = ["--dtype", "float32", "--max-model-len", "512", "--enforce-eager", "--max-num-seqs", "4"]
+    options += ["--media-io-kwargs", json.dumps({"video": {"fps": RATE}})]
     options += ["--trust-request-mm-kwargs", "--chat-template", str(folder / "template.jinja")]
     options += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", "tiny"]
     environment = {**os.environ, "FOVEATE_PLAN": "divprune:9", "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
@@ -67,11 +71,20 @@ def client(folder: Path) -> Generator[openai.OpenAI]:
             server.terminate()
 
 
-def ask(client: openai.OpenAI, image: Image.Image, plan: str | None = None) -> Any:
+def encoded(image: Image.Image, kind: str) -> bytes:
     data = io.BytesIO()
-    image.save(data, "PNG")
-    url = "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
-    content: Any = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": TEXT}]
+    image.save(data, kind)
+    return data.getvalue()
+
+
+def ask(client: openai.OpenAI, image: Image.Image, plan: str | None = None, frames: Sequence[bytes] = ()) -> Any:
+    """What the server answers about an image and, after it, the frames of a clip in JPEG."""
+    url = "data:image/png;base64," + base64.b64encode(encoded(image, "PNG")).decode()
+    content: Any = [{"type": "image_url", "image_url": {"url": url}}]
+    if frames:
+        url = "data:video/jpeg;base64," + ",".join(base64.b64encode(frame).decode() for frame in frames)
+        content += [{"type": "video_url", "video_url": {"url": url}}]
+    content += [{"type": "text", "text": TEXT}]
     more: dict[str, Any] = {"return_token_ids": True, "ignore_eos": True}
     if plan is not None:
         more["mm_processor_kwargs"] = {"foveate_plan": plan}
@@ -94,6 +107,21 @@ def test_plans_of_the_engine_and_of_requests_over_http(client: openai.OpenAI, fo
             assert answer.choices[0].model_extra["token_ids"] == in_process(folder, plan or "divprune:9", [prompt])[0]
             assert answer.usage.prompt_tokens < whole.usage.prompt_tokens
     assert whole.choices[0].model_extra["token_ids"] == in_process(folder, None, [prompt])[0]
+
+
+def test_a_clip_after_an_image_over_http(client: openai.OpenAI, folder: Path) -> None:
+    image = picture(3, 48, 40)
+    frames = [encoded(picture(frame, 48, 48), "JPEG") for frame in range(4)]
+    video = np.stack([np.asarray(Image.open(io.BytesIO(frame))) for frame in frames])
+    prompt = (f"<image><video>{TEXT}", [image], [video])
+    tokens = {}
+    for plan in ("full model", "evs:50%", "hiprune:20%"):
+        expected = in_process(folder, None if plan == "full model" else plan, [prompt])[0]
+        for _ in range(2):
+            answer = ask(client, image, plan, frames)
+            assert answer.choices[0].model_extra["token_ids"] == expected
+        tokens[plan] = answer.usage.prompt_tokens
+    assert tokens["full model"] - tokens["evs:50%"] == 15 + 36  # of 30 tokens of the image and 72 of the clip
 
 
 @pytest.mark.parametrize("plan", ["fastv:50%@2", "nothing:8", "pospad(embedding=secret.safetensors):8"])

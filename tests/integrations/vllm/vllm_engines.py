@@ -46,6 +46,7 @@ from transformers import (
 
 import foveate
 from foveate.families import family_of
+from foveate.families.qwen3_vl import Qwen3VL
 from foveate.models.llava import FoveateLlavaConfig, FoveateLlavaForConditionalGeneration, FoveateLlavaProcessor
 from foveate.models.llava.image_processing import ViewImageProcessor
 from foveate.models.llava.layouts import PadLayout
@@ -210,7 +211,7 @@ def save_qwen25(folder: Path) -> Path:
     """Qwen2.5-VL: windows of 2 x 2 tokens in two of four blocks; images have 8 x 8 tokens at most."""
     torch.manual_seed(0)
     tokenizer, ids = _qwen_tokenizer()
-    vision = {**VISION, "window_size": 16, "fullatt_block_indexes": [1, 3]}
+    vision = {**VISION, "window_size": 16, "fullatt_block_indexes": [1, 3], "tokens_per_second": 2}
     config = Qwen2_5_VLConfig(text_config=_qwen_text([4, 6, 6]), vision_config=vision, **ids)
     _saved(folder, Qwen2_5_VLForConditionalGeneration(config), slice(258, None))
     images, clips = Qwen2VLImageProcessor(**PATCHES, **SIZE), Qwen2VLVideoProcessor(**PATCHES, **CLIP_SIZE)
@@ -337,14 +338,25 @@ def served(model: Any, prompts: Sequence[Prompt], plan: str | Sequence[str | Non
         data: dict[str, Any] = {}
         if len(images):
             data["image"] = list(images) if isinstance(images, list) else images  # or embeddings of one
-        if clips:
-            data["video"] = [(video, metadata(video)) for video in clips]
+        if len(clips):
+            data["video"] = clips if isinstance(clips, dict) else [(video, metadata(video)) for video in clips]
         if data:
             one["multi_modal_data"] = data
             if own is not None:
                 one["mm_processor_kwargs"] = {"foveate_plan": own}
         inputs.append(one)
     return model.generate(inputs, greedy, use_tqdm=False)
+
+
+def embedded_clip(folder: Path, video: np.ndarray) -> Any:
+    """The embeddings of a clip, as clients give them to vLLM in its place."""
+    processor = AutoProcessor.from_pretrained(folder)
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    inputs = processor.video_processor(videos=[video], do_sample_frames=False, return_tensors="pt")
+    grid = inputs["video_grid_thw"]
+    with torch.no_grad():
+        output = model.get_video_features(inputs["pixel_values_videos"], video_grid_thw=grid)
+    return {"video_embeds": output.pooler_output[0], "video_grid_thw": grid}
 
 
 def embedded(folder: Path, image: Image.Image) -> Any:
@@ -382,18 +394,21 @@ def keys(
 
 
 def in_process(folder: Path, plan: str | None, prompts: Sequence[Prompt]) -> list[list[int]]:
-    """What foveate answers, prompt by prompt; clips stay whole, as they do in vLLM."""
+    """What foveate answers, prompt by prompt; clips of Qwen3-VL stay whole, as they do in vLLM."""
     processor = AutoProcessor.from_pretrained(folder)
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
     model.generation_config.eos_token_id = None
     family = type(family_of(model))
-    placeholder = family.placeholder
     handle = None if plan is None else foveate.compress(model, plan)
     answers = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            family, "placeholder", lambda self, core, kind: None if kind == "video" else placeholder(self, core, kind)
-        )
+        if family is Qwen3VL:
+            placeholder = family.placeholder
+            patch.setattr(
+                family,
+                "placeholder",
+                lambda self, core, kind: placeholder(self, core, kind) if kind == "image" else None,
+            )
         for text, images, clips in prompts:
             more: dict[str, Any] = {}
             if clips:
