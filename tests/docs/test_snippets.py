@@ -60,7 +60,7 @@ NOT_RUN = {
     ],
     "docs/serving.md": ["docker", "starts a cluster; tests/integrations/ray"],
     "docs/tutorial.md": ["the network, and a model that reads clips"],
-    "docs/vllm.md": ["vLLM is not installed; make test-vllm"] * 3,
+    "docs/vllm.md": ["vLLM is not installed; make test-vllm"] * 4,
     "docs/video.md": [
         "minutes; tests/benchmark/test_speed.py runs it on a small model",
         "hours; tests/benchmark/test_trained.py runs two steps of it",
