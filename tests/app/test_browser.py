@@ -246,6 +246,7 @@ def test_the_pictures_go_through_the_stages(visit, tmp_path):
     upload(page, tmp_path / "teal.png")
     page.wait_for_selector("#image img")
     ask(page, "What colour is it?", "random:10%")
+    page.locator("#stage label").nth(3).wait_for()
     assert page.locator("#stage label").all_inner_texts() == ["patches", "stage 1", "stage 2", "language model"]
     for name, words in (("patches", "patch embedding"), ("stage 1", "after block"), ("stage 2", "after block")):
         page.locator("#stage label", has_text=name).click()

@@ -13,7 +13,7 @@ from foveate.answering.selections import selected
 from foveate.app.bars import Bar, as_html, time_bars, token_bars
 from foveate.app.by_hand import ByHand
 from foveate.app.cards import answers
-from foveate.app.choices import choices, samplers, with_frames
+from foveate.app.choices import Choice, choices, samplers, settings_of, with_frames
 from foveate.app.comparison import Contender
 from foveate.app.lines import python_line, shell_line
 from foveate.app.session import opened_clip, reads_clips
@@ -277,3 +277,10 @@ def test_frames_are_chosen_first():
     for name in samplers():
         assert str(Plan.of(with_frames("evs:25%", name, 4))) == f"{name}:4 + evs:25%"
     assert with_frames("evs:25%", "", 4) == "evs:25%" and with_frames("", "scene", 4) == "scene:4"
+
+
+def test_the_settings_of_a_plan_are_those_of_one_method_and_a_percentage():
+    offered = [Choice("vispruner", "VisPruner", "count"), Choice("zipvl", "ZipVL", "none")]
+    assert settings_of("vispruner:25%", offered) == ("vispruner", 25)
+    for other in ("divprune:25%", "vispruner:64", "vispruner:25% + vtw", "vispruner", "zipvl", "zipvl:25%", ""):
+        assert settings_of(other, offered) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +55,16 @@ def choices(model: Any) -> list[Choice]:
             continue
         supported.append(choice)
     return supported
+
+
+def settings_of(plan: str, offered: Sequence[Choice]) -> tuple[str, float] | None:
+    """Method and percentage of a plan that consists of these alone; None: it does not, or the method is not offered."""
+    name, _, budget = plan.partition(":")
+    number = budget.removesuffix("%")
+    if not number.isdecimal():
+        return None
+    fits = any(choice.name == name and choice.plan(int(number)) == plan for choice in offered)
+    return (name, int(number)) if fits else None
 
 
 def samplers() -> list[str]:

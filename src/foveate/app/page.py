@@ -14,7 +14,7 @@ from foveate.answering import ask
 from foveate.app import cards
 from foveate.app.bars import safe
 from foveate.app.by_hand import ALL_TOKENS, Board, ByHand
-from foveate.app.choices import FRAMES, MOST_FRAMES, PERCENT, Choice, samplers, with_frames
+from foveate.app.choices import FRAMES, MOST_FRAMES, PERCENT, Choice, samplers, settings_of, with_frames
 from foveate.app.comparison import compare, contenders
 from foveate.app.lines import python_line, shell_line
 from foveate.app.session import Session, Shown, answerer, labels, notice_of, opened, opened_clip, pictured
@@ -101,6 +101,7 @@ def build(
     by_name = {choice.name: choice for choice in offered}
     first = next((choice.name for choice in offered if choice.name == "divprune"), offered[0].name if offered else None)
     start = plan or (by_name[first].plan(PERCENT) if first else "")
+    first, kept = settings_of(start, offered) or (first, PERCENT)
     clips = clip_examples is not None
     first_kind = CLIP if clips and plan and Plan.of(plan).frame_step else IMAGE
     welcome = cards.WELCOME_CLIP if clips else cards.WELCOME
@@ -338,7 +339,7 @@ def build(
                 question.render()
                 with gr.Row():
                     method = gr.Dropdown(list(by_name), value=first, label="Method", min_width=130, elem_id="method")
-                    percent = gr.Slider(1, 100, PERCENT, step=1, label="Kept, %", min_width=130, elem_id="percent")
+                    percent = gr.Slider(1, 100, kept, step=1, label="Kept, %", min_width=130, elem_id="percent")
                 plan_text = gr.Textbox(
                     value=start, label="Plan", elem_id="plan", max_lines=3,
                     info="Set above, or typed. Empty: only the full model.", placeholder="divprune:50% + fastv:50%@2",
