@@ -191,5 +191,5 @@ def test_metrics_count_what_was_done(served: Served) -> None:
     answer = said(served, asking("What is the total?", RECEIPT))
     usage = answer.usage.model_extra["foveate"]
     expected = [usage["visual_tokens"], usage["visual_tokens_read"], answer.usage.completion_tokens, 1, 1]
-    assert [value(name) - old for name, old in zip(names, before, strict=True)] == expected
+    assert [value(name) - old for name, old in zip(names, before, strict=True)] == pytest.approx(expected)
     assert value("foveate_time_to_first_token_seconds_count") > 0 and value("foveate_queue") == 0
