@@ -234,7 +234,7 @@ def run_grpo(
     cpu = device.type == "cpu"
     # The name since transformers 5.24, and the one before, which is deprecated.
     names = ("activation_checkpointing", "gradient_checkpointing")
-    checkpointing = next(name for name in names if name in GRPOConfig.__dataclass_fields__)
+    no_checkpointing: dict[str, Any] = {next(name for name in names if name in GRPOConfig.__dataclass_fields__): False}
     args = GRPOConfig(
         output_dir=str(folder),
         max_steps=steps,
@@ -248,7 +248,7 @@ def run_grpo(
         entropy_coef=entropy,
         loss_type="dapo",
         bf16=bfloat16_pays(device.type),
-        **{checkpointing: False},
+        **no_checkpointing,
         use_cpu=cpu,
         dataloader_pin_memory=not cpu,
         report_to=[],
