@@ -1,14 +1,12 @@
 """Chooses the examples of the package for a model, and measures the plan of its demonstration.
 
-    python benchmarks/examples.py
+    python benchmarks/examples.py --plan vispruner:25%
 
-1. Every plan that the model supports at 25 % answers questions about drawings (`examples/draw.py`), and the one with
-   most right answers becomes the plan of the demonstration; `--plan` names it instead.
-2. On other drawings, one question each, the full model, the plan, random tokens and a smaller image answer. These
-   drawings are not chosen: `benchmarks/results/examples-embedded.json` has all of them.
-3. Of each kind the first drawing becomes an example whose questions the full model answers rightly. On the first
+1. The full model, the plan, random tokens and a smaller image answer one question each about drawings
+   (`examples/draw.py`). These are not chosen: `benchmarks/results/examples-embedded.json` has all of them.
+2. Of each kind the first drawing becomes an example whose questions the full model answers rightly. On the first
    question of the first example, the demonstration, the plan has to be right, random tokens and a smaller image wrong.
-4. The examples are written where they are used: `examples/`, `src/foveate/examples.json`, and the pages that show the
+3. The examples are written where they are used: `examples/`, `src/foveate/examples.json`, and the pages that show the
    demonstration. The images of the report are chosen in the same way, in `src/foveate/report/images.py`.
 
 Run it again whenever the weights of the embedded model change. An answer is right if it is exactly the expected text.
@@ -32,7 +30,6 @@ from typing import Any
 from PIL import Image
 
 from foveate.answering import ask
-from foveate.app.choices import PERCENT, choices
 from foveate.app.comparison import BASELINES, mean_budget
 from foveate.benchmark.profiling import hardware, head
 from foveate.benchmark.results import write_json
@@ -44,8 +41,8 @@ from foveate.report.images import IMAGES, page
 
 ROOT = Path(__file__).parents[1]
 DRAWINGS: dict[str, Callable[[int], Any]] = runpy.run_path(str(ROOT / "examples" / "draw.py"))["DRAWINGS"]
-#: Numbers of the first drawings: to choose examples from, to rank plans on, and to compare contenders on.
-CHOOSE, RANK, COMPARE = 0, 1_000, 2_000
+#: Numbers of the first drawings: to choose examples from, and to compare contenders on.
+CHOOSE, COMPARE = 0, 2_000
 #: Drawings of each kind among which an example has to be found, and questions of an example: the first ones of these.
 MOST_DRAWINGS, LEAST_QUESTIONS, MOST_QUESTIONS = 60, 2, 3
 #: Pages among which an image of the report has to be found.
@@ -111,21 +108,6 @@ def replies_of(model: Any, plan: str) -> Replies:
         return {name: Reply(answer.text, answer.tokens.read, answer.times["total"]) for name, answer in answers.items()}
 
     return replies
-
-
-def rank(model: Any, plans: Sequence[str], many: int) -> dict[str, int]:
-    """Count the right answers of each plan among those questions that the full model answers, most first."""
-    questions = [
-        asked
-        for asked in drawn(RANK, many)
-        if ask(asked.image, asked.question, model, max_new_tokens=ANSWER).text == asked.expected
-    ]
-    found = {FULL_MODEL: len(questions)}
-    for plan in plans:
-        texts = (ask(one.image, one.question, model, plan, max_new_tokens=ANSWER).text for one in questions)
-        found[plan] = sum(text == one.expected for text, one in zip(texts, questions, strict=True))
-        print(f"{plan:32} {found[plan]:3} of {len(questions)}", flush=True)
-    return dict(sorted(found.items(), key=lambda item: (item[0] != FULL_MODEL, -item[1], item[0])))
 
 
 def compare(replies: Replies, many: int) -> list[dict[str, Any]]:
@@ -249,20 +231,15 @@ def _replace(path: Path, patterns: Sequence[re.Pattern[str]], text: str | Callab
 def main(options: argparse.Namespace) -> None:
     """Choose, measure and write."""
     model = load(options.model)
-    offered = [one.plan(PERCENT) for one in choices(model[0]) if one.budget != "none" and one.name not in BASELINES]
-    ranking = (
-        {} if options.plan else rank(model, options.plans.split(";") if options.plans else offered, options.ranked)
-    )
-    plan = options.plan or next(name for name in ranking if name != FULL_MODEL)
+    plan = options.plan
     replies = replies_of(model, plan)
     rows = compare(replies, options.count)
-    settings = {"ranked": options.ranked, "count": options.count, "percent": PERCENT, "first": [RANK, COMPARE]}
+    settings = {"count": options.count, "first": COMPARE}
     command = shlex.join(["python", *sys.argv])
     result = {
         **head("examples", command, hardware(model[0].device), settings, NOTE),
         "model": options.model or "embedded",
         "plan": plan,
-        "ranking": ranking,
         "right": right(rows),
         "speed_up": round(statistics.median(row["speed_up"] for row in rows), 3),
         "rows": rows,
@@ -286,9 +263,7 @@ def main(options: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="folder of a model; by default the embedded one")
-    parser.add_argument("--plan", help="plan of the demonstration; by default the best one of all")
-    parser.add_argument("--plans", help="plans to choose from, separated by semicolons; by default all at 25 %%")
-    parser.add_argument("--ranked", type=int, default=24, help="questions that plans are ranked on")
+    parser.add_argument("--plan", required=True, help="plan of the demonstration")
     parser.add_argument("--count", type=int, default=48, help="questions that the contenders are compared on")
     parser.add_argument("--measure-only", action="store_true", help="write only the result file, no examples")
     parser.add_argument(

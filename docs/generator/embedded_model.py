@@ -92,7 +92,7 @@ def examples(root: Path) -> str:
 
     path = root / "benchmarks/results/examples-embedded.json"
     if not path.exists():
-        return "*Not measured yet (`python benchmarks/examples.py`).*"
+        return "*Not measured yet (`sh benchmarks/embedded.sh RUN examples`).*"
     run: dict[str, Any] = read_results(path)
     titles = {"full model": "full model", "plan": f"`{run['plan']}`", **BASELINES}
     rows = []
