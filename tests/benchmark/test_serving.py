@@ -13,6 +13,7 @@ from foveate.benchmark.serving import ServingSettings, rows, run
 from foveate.cli import app
 from foveate.core.errors import FoveateError
 from tests.serving.live_server import running
+from tests.tiny_model import save_qwen
 
 
 def test_the_command_measures_both_sides_at_every_number_of_clients(tmp_path: Path) -> None:
@@ -39,6 +40,25 @@ def test_the_command_measures_both_sides_at_every_number_of_clients(tmp_path: Pa
     assert "api_key" not in document["settings"]
 
 
+def test_clips_and_another_server_in_the_same_turns(tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    path, folder = tmp_path / "serving.json", save_qwen(tmp_path / "qwen")
+    with (
+        running(*foveate.load(folder, plan=None)) as server,
+        running(*foveate.load(folder, plan=None), plan="uniform-frames:4 + pool:4") as other,
+    ):
+        options = ["--plans", "evs:50%", "--against", f"four frames={other.address}/v1", "--frames", "8"]
+        options += ["--clients", "2", "--requests", "2", "--turns", "2", "--side", "32", "--new-tokens", "4"]
+        result = CliRunner().invoke(app, ["bench", "serve", f"{server.address}/v1", *options, "-o", str(path)])
+    assert result.exit_code == 0, result.output
+    rows = {row["plan"]: row for row in json.loads(path.read_text())["rows"]}
+    assert list(rows) == ["full model", "evs:50%", "four frames"]
+    read = {name: row["prompt_tokens"]["median"] for name, row in rows.items()}
+    tokens = 8 // 2 * 32 * 32 // 8**2  # two frames a token, and 2 x 2 patches of 4 pixels
+    assert read["full model"] - read["evs:50%"] == tokens // 2
+    assert read["full model"] - read["four frames"] == tokens - 4
+
+
 def test_ratios_are_of_one_turn() -> None:
     def one(speed: float, first: float) -> dict[str, float | None]:
         return {"requests_per_second": speed, "first_token": first, "between_tokens": None, "prompt_tokens": 9}
@@ -58,6 +78,9 @@ def test_ratios_are_of_one_turn() -> None:
         ({"plans": ("full model",)}, "the full model always"),
         ({"dialect": "other"}, "'other' is not a kind of server; possible are foveate, vllm"),
         ({"clients": (0,)}, "must be positive integers"),
+        ({"frames": 1}, "frames must be at least 2, or 0 for an image, not 1"),
+        ({"frames": 4, "side": 31}, "an even number of pixels a side, not 31"),
+        ({"against": (("pool:9", "http://x/v1"),)}, "each plan and server is measured once"),
         ({"turns": 0}, "turns must be a positive integer, not 0"),
         ({"new_tokens": 1}, "at least two tokens"),
     ],
@@ -66,6 +89,11 @@ def test_settings_that_measure_nothing_are_refused(fields: dict, message: str) -
     with pytest.raises(FoveateError) as refused:
         ServingSettings(**{"url": "http://localhost:1/v1", "plans": ("pool:9",), **fields})
     assert message in str(refused.value)
+
+
+def test_a_server_without_a_name_is_refused() -> None:
+    result = CliRunner().invoke(app, ["bench", "serve", "http://localhost:1/v1", "--against", "http://localhost:2/v1"])
+    assert "--against is NAME=URL" in str(result.exception)
 
 
 def test_a_server_that_is_not_there_and_one_that_refuses(tmp_path: Path) -> None:

@@ -30,8 +30,12 @@ KIND = "serving"
 #: Where a request names its plan, by kind of server.
 DIALECTS: dict[str, Callable[[str], dict[str, Any]]] = {
     "foveate": lambda plan: {"foveate": {"plan": plan}},
-    "vllm": lambda plan: {"mm_processor_kwargs": {"foveate_plan": plan}, "ignore_eos": True},
+    "vllm": lambda plan: {"mm_processor_kwargs": {"foveate_plan": plan}},
 }
+#: Fields of every request, by kind of server.
+FIELDS: dict[str, dict[str, Any]] = {"foveate": {}, "vllm": {"ignore_eos": True}}
+#: Frames a second of a clip: those that `foveate serve` and the processors of the Qwen models read by default.
+FRAMES_PER_SECOND = 2
 
 
 @dataclass(frozen=True)
@@ -42,10 +46,13 @@ class ServingSettings:
         url: The server's, up to and including /v1.
         plans: Next to the full model.
         dialect: How a request names a plan: a name of `DIALECTS`.
+        against: Names and URLs of other servers of the same kind, asked in the same turns without naming a plan: one
+            that compresses by itself, say.
         clients: Numbers of clients that ask at the same time, each one question after the other.
         requests: Of one turn; at least one a client.
         turns: Times that everything is measured.
         side: Of the square images, in pixels; no two requests show the same one.
+        frames: Of the clip that a request shows in place of an image, two a second; 0: an image. Needs PyAV.
         new_tokens: Most tokens of an answer.
         question: What is asked.
         model: Its name at the server; empty: the first one that the server lists.
@@ -56,10 +63,12 @@ class ServingSettings:
     url: str
     plans: tuple[str, ...]
     dialect: str = "foveate"
+    against: tuple[tuple[str, str], ...] = ()
     clients: tuple[int, ...] = (1, 8, 32)
     requests: int = 32
     turns: int = 3
     side: int = 336
+    frames: int = 0
     new_tokens: int = 16
     question: str = "What is shown here? Answer at length."
     model: str = ""
@@ -67,15 +76,20 @@ class ServingSettings:
     timeout: float = 600.0
 
     def __post_init__(self) -> None:
-        if not self.plans:
+        if not self.plans and not self.against:
             raise FoveateError("name at least one plan, such as divprune:64, to compare with the full model.")
-        if FULL_MODEL in self.plans or len(set(self.plans)) < len(self.plans):
-            raise FoveateError("each plan is measured once, and the full model always; name other plans.")
+        names = (FULL_MODEL, *self.plans, *(name for name, _ in self.against))
+        if len(set(names)) < len(names):
+            raise FoveateError("each plan and server is measured once, and the full model always; use other names.")
         if self.dialect not in DIALECTS:
             raise FoveateError(f"{self.dialect!r} is not a kind of server; possible are {', '.join(DIALECTS)}.")
         for name, value in (("turns", self.turns), ("side", self.side), ("requests", self.requests)):
             if value < 1:
                 raise FoveateError(f"{name} must be a positive integer, not {value}.")
+        if self.frames < 0 or self.frames == 1:
+            raise FoveateError(f"frames must be at least 2, or 0 for an image, not {self.frames}.")
+        if self.frames and self.side % 2:
+            raise FoveateError(f"frames of a clip have an even number of pixels a side, not {self.side}.")
         if not self.clients or min(self.clients) < 1:
             raise FoveateError("numbers of clients must be positive integers.")
         if self.new_tokens < 2:
@@ -121,30 +135,39 @@ async def _run(
     settings: ServingSettings, path: Path, command: str, note: str, report: Callable[[str], object]
 ) -> dict[str, Any]:
     openai = _openai()
-    client = openai.AsyncOpenAI(
-        base_url=settings.url, api_key=settings.api_key, max_retries=0, timeout=settings.timeout
-    )
-    plans = (FULL_MODEL, *settings.plans)
+    shared = {"api_key": settings.api_key, "max_retries": 0, "timeout": settings.timeout}
+    opened = {
+        url: openai.AsyncOpenAI(base_url=url, **shared) for url in (settings.url, *dict(settings.against).values())
+    }
     measured: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    url = settings.url
     try:
-        model = settings.model or (await client.models.list()).data[0].id
-        for plan in plans:  # a first question to each, whose time does not count
-            await _ask(client, model, settings, plan, _picture(settings.side, 0))
+        model = settings.model or (await opened[url].models.list()).data[0].id
+        asked = [_Asked(plan, url, opened[url], model, plan) for plan in (FULL_MODEL, *settings.plans)]
+        for name, url in settings.against:
+            other = (await opened[url].models.list()).data[0].id
+            asked.append(_Asked(name, url, opened[url], other, None))
+        for one in asked:  # a first question to each, whose time does not count
+            url = one.url
+            await _ask(one, settings, _shown(settings, 0))
         for clients in settings.clients:
             for turn in range(settings.turns):
-                shift = turn % len(plans)
-                for plan in plans[shift:] + plans[:shift]:
+                shift = turn % len(asked)
+                for one in asked[shift:] + asked[:shift]:
+                    url = one.url
                     seed = 1 + len(measured) + 1000 * turn + 1_000_000 * clients
-                    result = await _turn(client, model, settings, plan, clients, seed)
-                    measured.setdefault((clients, plan), []).append(result)
+                    result = await _turn(one, settings, clients, seed)
+                    measured.setdefault((clients, one.name), []).append(result)
                     report(
-                        f"{clients} clients, turn {turn + 1}, {plan}: {result['requests_per_second']:.3f} requests/s"
+                        f"{clients} clients, turn {turn + 1}, {one.name}: "
+                        f"{result['requests_per_second']:.3f} requests/s"
                     )
     except openai.OpenAIError as error:
         reason = getattr(error, "message", None) or str(error)
-        raise FoveateError(f"the server at {settings.url} did not answer correctly: {reason}") from error
+        raise FoveateError(f"the server at {url} did not answer correctly: {reason}") from error
     finally:
-        await client.close()
+        for client in opened.values():
+            await client.close()
     described = {name: value for name, value in asdict(settings).items() if name != "api_key"}
     document = {
         "kind": KIND,
@@ -158,17 +181,34 @@ async def _run(
     return document
 
 
-async def _turn(
-    client: Any, model: str, settings: ServingSettings, plan: str, clients: int, seed: int
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Asked:
+    """What is measured: a plan of the server, or another server.
+
+    Args:
+        name: In the table.
+        url: Of the server.
+        client: The connection to it.
+        model: Its name there.
+        plan: That requests name; None: none.
+    """
+
+    name: str
+    url: str
+    client: Any
+    model: str
+    plan: str | None
+
+
+async def _turn(asked: _Asked, settings: ServingSettings, clients: int, seed: int) -> dict[str, Any]:
     """Run one turn under one plan: each client sends its next question once it has the answer."""
     count = max(settings.requests, clients)
-    images = iter([_picture(settings.side, seed * 10_000 + number) for number in range(count)])
+    parts = iter([_shown(settings, seed * 10_000 + number) for number in range(count)])
     answers: list[RequestTiming] = []
 
     async def ask() -> None:
-        for image in images:
-            answers.append(await _ask(client, model, settings, plan, image))
+        for part in parts:
+            answers.append(await _ask(asked, settings, part))
 
     start = time.perf_counter()
     tasks = [asyncio.create_task(ask()) for _ in range(clients)]
@@ -188,20 +228,17 @@ async def _turn(
     }
 
 
-async def _ask(client: Any, model: str, settings: ServingSettings, plan: str, url: str) -> RequestTiming:
-    content = [
-        {"type": "image_url", "image_url": {"url": url}},
-        {"type": "text", "text": settings.question},
-    ]
+async def _ask(asked: _Asked, settings: ServingSettings, shown: dict[str, Any]) -> RequestTiming:
+    named = {} if asked.plan is None else DIALECTS[settings.dialect](asked.plan)
     start = time.perf_counter()
-    stream = await client.chat.completions.create(
-        model=model,
-        messages=[{"role": "user", "content": content}],
+    stream = await asked.client.chat.completions.create(
+        model=asked.model,
+        messages=[{"role": "user", "content": [shown, {"type": "text", "text": settings.question}]}],
         max_tokens=settings.new_tokens,
         temperature=0,
         stream=True,
         stream_options={"include_usage": True},
-        extra_body=DIALECTS[settings.dialect](plan),
+        extra_body=FIELDS[settings.dialect] | named,
     )
     times: list[float] = []
     usage = None
@@ -210,18 +247,45 @@ async def _ask(client: Any, model: str, settings: ServingSettings, plan: str, ur
             times.append(time.perf_counter())
         usage = piece.usage or usage
     if usage is None or not times:
-        raise FoveateError(f"the server at {settings.url} answered without text or without usage.")
+        raise FoveateError(f"the server at {asked.url} answered without text or without usage.")
     written = usage.completion_tokens
     gap = (times[-1] - times[0]) / (written - 1) if len(times) > 1 and written > 1 else None
     return RequestTiming(times[0] - start, gap, usage.prompt_tokens, written)
 
 
-def _picture(side: int, seed: int) -> str:
-    """Smooth random colours as a data URI: small to send, and unique to the request."""
+def _shown(settings: ServingSettings, seed: int) -> dict[str, Any]:
+    """The image or clip of a request, as a data URI: small to send, and unique to the request."""
+    if settings.frames:
+        data = _clip(settings.side, settings.frames, seed)
+        return {"type": "video_url", "video_url": {"url": f"data:video/mp4;base64,{base64.b64encode(data).decode()}"}}
+    file = io.BytesIO()
+    _picture(settings.side, seed).save(file, "JPEG", quality=90)
+    data = base64.b64encode(file.getvalue()).decode()
+    return {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{data}"}}
+
+
+def _picture(side: int, seed: int) -> Image.Image:
+    """Smooth random colours."""
     small = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
-    data = io.BytesIO()
-    Image.fromarray(small).resize((side, side), Image.Resampling.BICUBIC).save(data, "JPEG", quality=90)
-    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
+    return Image.fromarray(small).resize((side, side), Image.Resampling.BICUBIC)
+
+
+def _clip(side: int, frames: int, seed: int) -> bytes:
+    """A file of frames, one fading into another: most of a frame is as in the one before, as in real clips."""
+    try:
+        import av
+    except ImportError as error:
+        raise FoveateError("clips need PyAV: pip install 'foveate[video]'.") from error
+    first, last = _picture(side, 2 * seed), _picture(side, 2 * seed + 1)
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream: Any = container.add_stream("mpeg4", rate=FRAMES_PER_SECOND)
+        stream.width, stream.height, stream.pix_fmt = side, side, "yuv420p"
+        for number in range(frames):
+            frame = Image.blend(first, last, number / (frames - 1))
+            container.mux(stream.encode(av.VideoFrame.from_image(frame)))
+        container.mux(stream.encode())
+    return file.getvalue()
 
 
 def rows(measured: dict[tuple[int, str], list[dict[str, Any]]], settings: ServingSettings) -> list[dict[str, Any]]:
