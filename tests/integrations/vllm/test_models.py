@@ -186,6 +186,28 @@ def test_clips_under_plans(subject: Subject) -> None:
     assert [lengths["full model"] - lengths[plan] for plan in ("evs:50%", OWN)] == [54, 108 - 9]
 
 
+def test_the_encoder_reads_no_more_at_once_than_memory_was_measured_with(subject: Subject) -> None:
+    """The scheduler counts the tokens that stay, here a few of each image, in steps of 24 tokens."""
+    if subject.name != "qwen2.5-vl":
+        pytest.skip("other models have no clips, or they stay whole")
+    calls: list[list[list[int]]] = []
+
+    def note(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        calls.append(kwargs["grid_thw"])
+
+    (hook,) = subject.model.apply_model(
+        lambda model: model.visual.register_forward_pre_hook(note, with_kwargs=True)  # ty: ignore[unresolved-attribute]
+    )
+    try:
+        images = [picture(seed, 32, 24) for seed in range(50, 54)]  # 12 tokens each, of which one stays
+        served(subject.model, [(f"<image><image><image><image>{TEXT}", images, [])], "pool:1")
+        served(subject.model, [(f"<video>{TEXT}", [], [clip(seed)]) for seed in (50, 51)], "pool:1")
+    finally:
+        hook.remove()
+    assert calls[:2] == [[[1, 6, 8]] * 2] * 2
+    assert [len(grids) for grids in calls[2:]] == [1, 1]
+
+
 def test_keys_of_clips_tell_plans_apart(subject: Subject) -> None:
     if not subject.name.startswith("qwen"):
         pytest.skip("the model has no clips")

@@ -40,6 +40,7 @@ class PlannedMRope(Model):
         self.foveate = serving_of(vllm_config.model_config.hf_config)
         # Times, rows and columns of the tokens of one step. One tensor for good: graphs of the language model read it.
         self._moved = torch.zeros(3, vllm_config.scheduler_config.max_num_batched_tokens, dtype=torch.int64)
+        self._most_tokens = vllm_config.scheduler_config.max_num_batched_tokens
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
         """Return the embeddings (k, D + 9) of every image and clip, with columns that hold their positions."""
@@ -74,7 +75,7 @@ class PlannedMRope(Model):
             items = chosen(
                 serving,
                 settings_of(serving, plans),
-                lambda: process(media_input),
+                lambda: [features for part in self._parts(modality, media_input) for features in process(part)],
                 self.visual.blocks,
                 lambda block: block.attn.attn,
                 self,
@@ -86,6 +87,35 @@ class PlannedMRope(Model):
         return [
             torch.cat([features, places(at, grid, features, step)], dim=1)
             for (features, at), grid, step in zip(items, grids, steps, strict=True)
+        ]
+
+    def _parts(self, modality: str, media_input: Any) -> list[Any]:
+        """Divide the images or clips of a call among calls of the encoder.
+
+        vLLM's scheduler counts the tokens that stay, so a call can contain many times the patches that memory was
+        measured with. Images share a call up to the tokens of a step, and every clip has its own, as with vLLM's EVS;
+        on a CPU, clips in one call also take longer, because activations exceed the caches.
+        """
+        pixels = "pixel_values" if modality == "image" else "pixel_values_videos"
+        if media_input["type"] != pixels or self.use_data_parallel:
+            return [media_input]
+        grids = media_input[f"{modality}_grid_thw"]
+        patches = grids.prod(-1).tolist()
+        most = self._most_tokens * self.visual.spatial_merge_size**2 if modality == "image" else 0
+        counts: list[int] = []  # of images or clips, by call
+        total = 0
+        for size in patches:
+            if counts and total + size <= most:
+                counts[-1], total = counts[-1] + 1, total + size
+            else:
+                counts.append(1)
+                total = size
+        parts = grids.split(counts)
+        values = media_input[pixels].split([int(part.prod(-1).sum()) for part in parts])
+        others = {} if modality == "image" else {"second_per_grid_ts": None}
+        return [
+            type(media_input)(type=pixels, **{pixels: value, f"{modality}_grid_thw": part}, **others)
+            for value, part in zip(values, parts, strict=True)
         ]
 
     def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
