@@ -71,7 +71,6 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
         Column("first token, GFLOPs", "encoder, connector and language model", rising=True),
         Column("first token, ms", "all models in turns", rising=True),
         Column("training, PFLOPs", rising=True),
-        Column("training, minutes", rising=True),
     ]
     best = {(row["training"], row["tokens"]) for row in front(rows)}
     return table("Connectors trained under one protocol", columns, [_row(row, tasks, best) for row in rows])
@@ -85,7 +84,6 @@ def _row(row: dict[str, Any], tasks: Sequence[str], best: set[tuple[str, int]]) 
         (to_first_token(row) / 1e9, ".2f"),
         (None if seconds is None else 1e3 * seconds["median"], ".0f"),
         (learned["flops"] / 1e15, ".3f"),
-        (learned["seconds"] / 60, ".1f"),
     )
     shares = (row["tasks"][task]["accuracy"] if task in row["tasks"] else None for task in tasks)
     cells = [

@@ -48,7 +48,7 @@ def table(document: dict[str, Any], brief: bool = False) -> tuple[list[str], lis
     rows = document["rows"]
     fronts = dict(zip("TFS", (front(rows, cost) for cost in COSTS.values()), strict=True))
     tasks = [] if brief else list(dict.fromkeys(task for row in rows for task in row["tasks"]))
-    training = [] if brief else ["training, PFLOPs", "min"]
+    training = [] if brief else ["training, PFLOPs"]
     named = ["encoder, GFLOPs", "connector, GFLOPs", "first token, GFLOPs", "first token, ms"]
     costs = ["GFLOPs", "ms"] if brief else named
     header = [
@@ -69,7 +69,7 @@ def table(document: dict[str, Any], brief: bool = False) -> tuple[list[str], lis
                 *([] if brief else [f"{row['flops'][part] / 1e9:.3f}" for part in ("encoder", "connector")]),
                 f"{to_first_token(row) / 1e9:.2f}",
                 "" if median is None else f"{1e3 * median:.0f}",
-                *([f"{learned['flops'] / 1e15:.3f}", f"{learned['seconds'] / 60:.1f}"] if training else []),
+                *([f"{learned['flops'] / 1e15:.3f}"] if training else []),
                 "".join(letter for letter, members in fronts.items() if any(row is one for one in members)),
             ]
         )

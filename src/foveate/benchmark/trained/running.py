@@ -161,8 +161,7 @@ class _One:
         learned = {
             "steps": trained.progress.step,
             "images": trained.progress.samples,
-            "flops": cost.training_flops(recipe),
-            "seconds": round(trained.progress.seconds, 1),
+            "flops": cost.training_flops(recipe),  # not seconds: trainings are stopped, continued, and share a machine
         }
         rows = []
         for tokens in training.lengths:
