@@ -7,7 +7,7 @@ from typing import Any
 
 
 def runs(root: Path) -> str:
-    """One table per run: a row for every task, a column for every plan.
+    """One table per run: a row for every plan, a column for every task.
 
     Args:
         root: The repository.
@@ -20,29 +20,27 @@ def runs(root: Path) -> str:
         rows: dict[str, dict[str, dict[str, Any]]] = {}
         for row in run["rows"]:
             if not row["task"].startswith("group:"):
-                rows.setdefault(row["task"], {})[row["plan"]] = row
-        plans = list(rows["all"])
+                rows.setdefault(row["plan"], {})[row["task"]] = row
         settings, clips = run["settings"], run["settings"]["clips"]
-        header = ["task", "questions", "most frequent answer", *(f"`{plan}`" for plan in plans)]
-        lines = []
-        for task, by_plan in rows.items():
-            one = by_plan[plans[0]]
-            lines.append(
-                [task, f"{one['count']:,}", _percent(one["majority"]), *(_cell(by_plan[plan]) for plan in plans)]
-            )
-        lines.append(["tokens", "", "", *(f"{rows['all'][plan]['tokens_kept']:.0f}" for plan in plans)])
+        full = next(iter(rows.values()))
+        tasks = [task for task in full if task != "all"]
+        header = ["plan", "tokens", "all tasks", "relative", *(task.removeprefix("clip_") for task in tasks)]
+        lines = [["*most frequent answer*", "", _percent(full["all"]["majority"]), ""]]
+        lines[0] += [_percent(full[task]["majority"]) for task in tasks]
+        for plan, by_task in rows.items():
+            every = by_task["all"]
+            interval = f"{_percent(every['accuracy'])} ({_percent(every['low'])} to {_percent(every['high'])})"
+            cells = [f"`{plan}`", f"{every['tokens_kept']:.0f}", interval, _percent(every["relative"])]
+            lines.append(cells + [_percent(by_task[task]["accuracy"]) for task in tasks])
         refused = [f"- `{line['plan']}`: {line['reason']}" for line in run["impossible"]]
         about = (
-            f"Frames of {clips['size'][0]} x {clips['size'][1]} pixels, {clips['fps']:g} per second, clips of "
-            f"{clips['seconds'][0]} to {clips['seconds'][1]} seconds, difficulty {settings['difficulty']:g}; from "
-            f"`{run['path']}`, created by `{run['command']}` on {run['hardware']['cpu']}."
+            f"{full[tasks[0]]['count']:,} questions per task; frames of {clips['size'][0]} x {clips['size'][1]} pixels, "
+            f"{clips['fps']:g} per second, clips of {clips['seconds'][0]} to {clips['seconds'][1]} seconds, difficulty "
+            f"{settings['difficulty']:g}; from `{run['path']}`, created by `{run['command']}` on "
+            f"{run['hardware']['cpu']}."
         )
         parts += [table(header, lines), about, *(["Not supported:", "\n".join(refused)] if refused else [])]
     return "\n\n".join(parts) or "*Not measured yet.*"
-
-
-def _cell(row: dict[str, Any]) -> str:
-    return f"{_percent(row['accuracy'])} ({_percent(row['low'])} to {_percent(row['high'])})"
 
 
 def _percent(value: float) -> str:

@@ -16,7 +16,7 @@ from vllm.model_executor.models.llava import (  # ty: ignore[import-not-found]
 
 from foveate.integrations.vllm.plans import NAME, serving_of
 from foveate.integrations.vllm.processing import LargestImage, PlannedProcessor, registered, settings_of
-from foveate.integrations.vllm.selection import chosen
+from foveate.integrations.vllm.selection import chosen, encoder_calls, view_tokens
 from foveate.integrations.vllm.weight_names import as_published
 
 
@@ -35,6 +35,7 @@ class FoveateLlava(LlavaForConditionalGeneration):
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         self.foveate = serving_of(vllm_config.model_config.hf_config)
+        self._most_tokens = vllm_config.scheduler_config.max_num_batched_tokens
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Load weights, including those of models that transformers 5 saved."""
@@ -46,13 +47,16 @@ class FoveateLlava(LlavaForConditionalGeneration):
         image_input = self._parse_and_validate_image_input(**kwargs)
         if self.foveate is None or plans is None or not isinstance(image_input, LlavaImagePixelInputs):
             return super().embed_multimodal(**kwargs)
+        pixels = image_input["pixel_values"]
+        calls = encoder_calls([view_tokens(self.config)] * len(pixels), self._most_tokens)
+        parts = [LlavaImagePixelInputs(type=image_input["type"], pixel_values=pixels[call]) for call in calls]
         images = chosen(
             self.foveate,
             settings_of(self.foveate, plans),
-            lambda: self._process_image_input(image_input),
+            lambda: [features for part in parts for features in self._process_image_input(part)],
             self.vision_tower.vision_model.encoder.layers,
             lambda block: block.self_attn.attn,
             self,
-            {"pixel_values": image_input["pixel_values"]},
+            {"pixel_values": pixels},
         )
         return tuple(features for features, _ in images)

@@ -25,7 +25,7 @@ from foveate.core.tokens import encoder_grid
 from foveate.integrations.vllm.connectors import check_processor, served_connector
 from foveate.integrations.vllm.plans import NAME, ServedPlan, serving_of
 from foveate.integrations.vllm.processing import LargestImage, PlannedProcessor, settings_of
-from foveate.integrations.vllm.selection import chosen
+from foveate.integrations.vllm.selection import chosen, encoder_calls
 from foveate.integrations.vllm.weight_names import as_published
 from foveate.models.connectors.registry import connector_of_config
 from foveate.models.llava import FoveateLlavaProcessor
@@ -71,6 +71,7 @@ class FoveateLlavaConnector(LlavaForConditionalGeneration):
         self.config = config
         self.multimodal_config = vllm_config.model_config.multimodal_config
         self.foveate = serving_of(config)
+        self._most_tokens = vllm_config.scheduler_config.max_num_batched_tokens
         self.configure_mm_token_handling(
             vocab_size=config.text_config.vocab_size, mm_token_ids=[config.image_token_index]
         )
@@ -105,10 +106,15 @@ class FoveateLlavaConnector(LlavaForConditionalGeneration):
         if self.foveate is None or plans is None or not isinstance(image_input, LlavaImagePixelInputs):
             return super().embed_multimodal(**kwargs)
         settings = settings_of(self.foveate, plans)
+        served = served_connector(self.config)
+        assert served is not None
+        calls = encoder_calls([served.tokens] * len(settings), self._most_tokens)
         images = chosen(
             self.foveate,
             settings,
-            lambda: self._tokens(image_input["pixel_values"], settings),
+            lambda: [
+                tokens for call in calls for tokens in self._tokens(image_input["pixel_values"][call], settings[call])
+            ],
             self.vision_tower.vision_model.encoder.layers,
             lambda block: block.self_attn.attn,
             self,

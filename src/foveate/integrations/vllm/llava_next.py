@@ -20,7 +20,7 @@ from vllm.model_executor.models.llava_next import (  # ty: ignore[import-not-fou
 
 from foveate.integrations.vllm.plans import NAME, serving_of
 from foveate.integrations.vllm.processing import LargestImage, PlannedProcessor, registered, settings_of
-from foveate.integrations.vllm.selection import chosen
+from foveate.integrations.vllm.selection import chosen, encoder_calls, view_tokens
 from foveate.integrations.vllm.weight_names import as_published
 
 
@@ -39,6 +39,7 @@ class FoveateLlavaNext(LlavaNextForConditionalGeneration):
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         self.foveate = serving_of(vllm_config.model_config.hf_config)
+        self._most_tokens = vllm_config.scheduler_config.max_num_batched_tokens
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Load weights, including those of models that transformers 5 saved."""
@@ -64,10 +65,17 @@ class FoveateLlavaNext(LlavaNextForConditionalGeneration):
             parts = values.split([each * count for count in tile_counts])
             return torch.cat([image[: each * count] for image, count in zip(parts, tiles, strict=True)])
 
+        calls = encoder_calls([count * view_tokens(self.config) for count in tile_counts], self._most_tokens)
+        parts = [
+            LlavaNextImagePixelInputs(
+                pixel_values=image_input["pixel_values"][call], image_sizes=image_input["image_sizes"][call]
+            )
+            for call in calls
+        ]
         images = chosen(
             self.foveate,
             settings_of(self.foveate, plans),
-            lambda: self._process_image_input(image_input),
+            lambda: [features for part in parts for features in self._process_image_input(part)],
             self.vision_tower.vision_model.encoder.layers,
             lambda block: block.self_attn.attn,
             core,

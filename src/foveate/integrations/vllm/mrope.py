@@ -20,7 +20,7 @@ from foveate.core.tokens import Grid
 from foveate.integrations.vllm.plans import EnginePlans, serving_of
 from foveate.integrations.vllm.positions import COLUMNS, nowhere, offsets, places
 from foveate.integrations.vllm.processing import FIELDS, settings_of
-from foveate.integrations.vllm.selection import chosen
+from foveate.integrations.vllm.selection import chosen, encoder_calls
 
 if TYPE_CHECKING:
     Model = Any
@@ -90,27 +90,15 @@ class PlannedMRope(Model):
         ]
 
     def _parts(self, modality: str, media_input: Any) -> list[Any]:
-        """Divide the images or clips of a call among calls of the encoder.
+        """Divide images or clips among calls of the encoder (`encoder_calls`); every clip has its own.
 
-        vLLM's scheduler counts the tokens that stay, so a call can contain many times the patches that memory was
-        measured with. Images share a call up to the tokens of a step, and every clip has its own, as with vLLM's EVS;
-        on a CPU, clips in one call also take longer, because activations exceed the caches.
+        vLLM does so with its own EVS. On a CPU, several clips in a call also take longer than one after the other.
         """
         pixels = "pixel_values" if modality == "image" else "pixel_values_videos"
         if media_input["type"] != pixels or self.use_data_parallel:
             return [media_input]
-        grids = media_input[f"{modality}_grid_thw"]
-        patches = grids.prod(-1).tolist()
-        most = self._most_tokens * self.visual.spatial_merge_size**2 if modality == "image" else 0
-        counts: list[int] = []  # of images or clips, by call
-        total = 0
-        for size in patches:
-            if counts and total + size <= most:
-                counts[-1], total = counts[-1] + 1, total + size
-            else:
-                counts.append(1)
-                total = size
-        parts = grids.split(counts)
+        grids, most = media_input[f"{modality}_grid_thw"], self._most_tokens * self.visual.spatial_merge_size**2
+        parts = [grids[call] for call in encoder_calls(grids.prod(-1).tolist(), most if modality == "image" else 0)]
         values = media_input[pixels].split([int(part.prod(-1).sum()) for part in parts])
         others = {} if modality == "image" else {"second_per_grid_ts": None}
         return [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
@@ -87,6 +88,34 @@ def chosen(
         rest = () if width is None else (kept.apply(image_features[:, width:]),)
         shortened.append((torch.cat([main, *rest], dim=1), kept.indices))
     return shortened
+
+
+def encoder_calls(tokens: Sequence[int], most: int) -> list[slice]:
+    """Divide the images of a step among calls of the encoder.
+
+    vLLM's scheduler fills a step with the tokens that stay, so it can contain many times the images that memory was
+    measured with.
+
+    Args:
+        tokens: Uncompressed tokens of every image.
+        most: Tokens of a call; an image with more has a call of its own.
+
+    Returns:
+        The images of each call, which follow each other.
+    """
+    ends: list[int] = []
+    total = 0
+    for place, count in enumerate(tokens):
+        total += count
+        if place and total > most:
+            ends.append(place)
+            total = count
+    return [slice(start, stop) for start, stop in itertools.pairwise((0, *ends, len(tokens)))]
+
+
+def view_tokens(config: Any) -> int:
+    """Patches of one view of a model whose views are squares of one size."""
+    return (config.vision_config.image_size // config.vision_config.patch_size) ** 2
 
 
 def shorten(setting: ServedPlan, tokens: VisualTokens) -> Selection:
