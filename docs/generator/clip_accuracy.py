@@ -34,7 +34,7 @@ def runs(root: Path) -> str:
             lines.append(cells + [_percent(by_task[task]["accuracy"]) for task in tasks])
         refused = [f"- `{line['plan']}`: {line['reason']}" for line in run["impossible"]]
         about = (
-            f"{full[tasks[0]]['count']:,} questions per task; frames of {clips['size'][0]} x {clips['size'][1]} pixels, "
+            f"{full[tasks[0]]['count']:,} questions per task; frames of {clips['size'][0]} x {clips['size'][1]} px, "
             f"{clips['fps']:g} per second, clips of {clips['seconds'][0]} to {clips['seconds'][1]} seconds, difficulty "
             f"{settings['difficulty']:g}; from `{run['path']}`, created by `{run['command']}` on "
             f"{run['hardware']['cpu']}."
