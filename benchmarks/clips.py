@@ -27,6 +27,7 @@ import torch
 from foveate.benchmark.profiling import hardware, head, peak_memory
 from foveate.benchmark.results import write_json
 from foveate.clips import open_clip
+from foveate.clips.writing import write_clip
 from foveate.core.plan import Plan
 
 #: Of the rendered files: pixels, frames per second, frames from one keyframe to the next, and seconds of a scene.
@@ -48,13 +49,7 @@ def frames(count: int) -> Iterator[np.ndarray]:
 
 def render(path: Path, minutes: int) -> None:
     """Write a file of so many minutes."""
-    with av.open(str(path), "w") as container:
-        stream: Any = container.add_stream("mpeg4", rate=FPS)
-        stream.width, stream.height, stream.pix_fmt = *SIZE, "yuv420p"
-        stream.codec_context.gop_size = KEYFRAMES
-        for picture in frames(60 * FPS * minutes):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode())
+    write_clip(path, frames(60 * FPS * minutes), FPS, keyframes=KEYFRAMES)
 
 
 def by_plan(path: Path, plan: str) -> int:

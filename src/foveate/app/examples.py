@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+
+from foveate.clips.writing import write_clip
 
 #: The rendered clip: task, seed, seconds and frames per second.
 CLIP = ("clip_order", 3, 8.0, 4)
@@ -18,18 +19,10 @@ def save_example_clip(folder: Path) -> tuple[str, str]:
     Returns:
         The file and a question about it.
     """
-    import av
-
     from foveate.synthetic.clips import render_clip
 
     task, seed, seconds, fps = CLIP
     sample = render_clip(task, seed, "heldout", (224, 224), seconds=seconds, fps=fps, difficulty=0.5)
     path = folder / "shapes.mp4"
-    with av.open(str(path), "w") as container:
-        stream: Any = container.add_stream("libx264", rate=fps)
-        stream.height, stream.width = sample.frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        for frame in sample.frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
+    write_clip(path, sample.frames, fps, codec="libx264")
     return str(path), sample.question

@@ -23,6 +23,8 @@ from PIL import Image
 
 from foveate.benchmark.profiling import hardware
 from foveate.benchmark.results import write_json
+from foveate.clips import FRAMES_PER_SECOND
+from foveate.clips.writing import write_clip
 from foveate.core.errors import FoveateError
 from foveate.core.full_model import FULL_MODEL
 
@@ -34,8 +36,6 @@ DIALECTS: dict[str, Callable[[str], dict[str, Any]]] = {
 }
 #: Fields of every request, by kind of server.
 FIELDS: dict[str, dict[str, Any]] = {"foveate": {}, "vllm": {"ignore_eos": True}}
-#: Frames a second of a clip: those that `foveate serve` and the processors of the Qwen models read by default.
-FRAMES_PER_SECOND = 2
 
 
 @dataclass(frozen=True)
@@ -272,19 +272,10 @@ def _picture(side: int, seed: int) -> Image.Image:
 
 def _clip(side: int, frames: int, seed: int) -> bytes:
     """A file of frames, one fading into another: most of a frame is as in the one before, as in real clips."""
-    try:
-        import av
-    except ImportError as error:
-        raise FoveateError("clips need PyAV: pip install 'foveate[video]'.") from error
     first, last = _picture(side, 2 * seed), _picture(side, 2 * seed + 1)
     file = io.BytesIO()
-    with av.open(file, "w", format="mp4") as container:
-        stream: Any = container.add_stream("mpeg4", rate=FRAMES_PER_SECOND)
-        stream.width, stream.height, stream.pix_fmt = side, side, "yuv420p"
-        for number in range(frames):
-            frame = Image.blend(first, last, number / (frames - 1))
-            container.mux(stream.encode(av.VideoFrame.from_image(frame)))
-        container.mux(stream.encode())
+    faded = (np.asarray(Image.blend(first, last, number / (frames - 1))) for number in range(frames))
+    write_clip(file, faded, round(FRAMES_PER_SECOND))
     return file.getvalue()
 
 
