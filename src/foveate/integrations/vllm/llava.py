@@ -48,12 +48,13 @@ class FoveateLlava(LlavaForConditionalGeneration):
         if self.foveate is None or plans is None or not isinstance(image_input, LlavaImagePixelInputs):
             return super().embed_multimodal(**kwargs)
         pixels = image_input["pixel_values"]
-        calls = encoder_calls([view_tokens(self.config)] * len(pixels), self._most_tokens)
-        parts = [LlavaImagePixelInputs(type=image_input["type"], pixel_values=pixels[call]) for call in calls]
         images = chosen(
             self.foveate,
             settings_of(self.foveate, plans),
-            lambda: [features for part in parts for features in self._process_image_input(part)],
+            encoder_calls([view_tokens(self.config)] * len(pixels), self._most_tokens),
+            lambda call: self._process_image_input(
+                LlavaImagePixelInputs(type=image_input["type"], pixel_values=pixels[call])
+            ),
             self.vision_tower.vision_model.encoder.layers,
             lambda block: block.self_attn.attn,
             self,

@@ -108,13 +108,11 @@ class FoveateLlavaConnector(LlavaForConditionalGeneration):
         settings = settings_of(self.foveate, plans)
         served = served_connector(self.config)
         assert served is not None
-        calls = encoder_calls([served.tokens] * len(settings), self._most_tokens)
         images = chosen(
             self.foveate,
             settings,
-            lambda: [
-                tokens for call in calls for tokens in self._tokens(image_input["pixel_values"][call], settings[call])
-            ],
+            encoder_calls([served.tokens] * len(settings), self._most_tokens),
+            lambda call: self._tokens(image_input["pixel_values"][call], settings[call]),
             self.vision_tower.vision_model.encoder.layers,
             lambda block: block.self_attn.attn,
             self,

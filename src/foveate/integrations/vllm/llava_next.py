@@ -65,17 +65,15 @@ class FoveateLlavaNext(LlavaNextForConditionalGeneration):
             parts = values.split([each * count for count in tile_counts])
             return torch.cat([image[: each * count] for image, count in zip(parts, tiles, strict=True)])
 
-        calls = encoder_calls([count * view_tokens(self.config) for count in tile_counts], self._most_tokens)
-        parts = [
-            LlavaNextImagePixelInputs(
-                pixel_values=image_input["pixel_values"][call], image_sizes=image_input["image_sizes"][call]
-            )
-            for call in calls
-        ]
         images = chosen(
             self.foveate,
             settings_of(self.foveate, plans),
-            lambda: [features for part in parts for features in self._process_image_input(part)],
+            encoder_calls([count * view_tokens(self.config) for count in tile_counts], self._most_tokens),
+            lambda call: self._process_image_input(
+                LlavaNextImagePixelInputs(
+                    pixel_values=image_input["pixel_values"][call], image_sizes=image_input["image_sizes"][call]
+                )
+            ),
             self.vision_tower.vision_model.encoder.layers,
             lambda block: block.self_attn.attn,
             core,

@@ -40,7 +40,6 @@ class PlannedMRope(Model):
         self.foveate = serving_of(vllm_config.model_config.hf_config)
         # Times, rows and columns of the tokens of one step. One tensor for good: graphs of the language model read it.
         self._moved = torch.zeros(3, vllm_config.scheduler_config.max_num_batched_tokens, dtype=torch.int64)
-        self._most_tokens = vllm_config.scheduler_config.max_num_batched_tokens
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
         """Return the embeddings (k, D + 9) of every image and clip, with columns that hold their positions."""
@@ -75,7 +74,8 @@ class PlannedMRope(Model):
             items = chosen(
                 serving,
                 settings_of(serving, plans),
-                lambda: [features for part in self._parts(modality, media_input) for features in process(part)],
+                self._calls(modality, call[name]),
+                lambda part: process(self._part(modality, media_input, part)),
                 self.visual.blocks,
                 lambda block: block.attn.attn,
                 self,
@@ -89,22 +89,24 @@ class PlannedMRope(Model):
             for (features, at), grid, step in zip(items, grids, steps, strict=True)
         ]
 
-    def _parts(self, modality: str, media_input: Any) -> list[Any]:
-        """Divide images or clips among calls of the encoder (`encoder_calls`); every clip has its own.
+    def _calls(self, modality: str, grids: Tensor) -> list[slice]:
+        """The images or clips (n, 3) of each call of the encoder (`encoder_calls`); every clip has its own.
 
         vLLM does so with its own EVS. On a CPU, several clips in a call also take longer than one after the other.
         """
-        pixels = "pixel_values" if modality == "image" else "pixel_values_videos"
-        if media_input["type"] != pixels or self.use_data_parallel:
-            return [media_input]
-        grids, most = media_input[f"{modality}_grid_thw"], self._most_tokens * self.visual.spatial_merge_size**2
-        parts = [grids[call] for call in encoder_calls(grids.prod(-1).tolist(), most if modality == "image" else 0)]
-        values = media_input[pixels].split([int(part.prod(-1).sum()) for part in parts])
+        if self.use_data_parallel:  # vLLM divides them among devices
+            return [slice(0, len(grids))]
+        most = self._moved.shape[1] * self.visual.spatial_merge_size**2
+        return encoder_calls(grids.prod(-1).tolist(), most if modality == "image" else 0)
+
+    @staticmethod
+    def _part(modality: str, media_input: Any, call: slice) -> Any:
+        """The images or clips of one call; pixels of all of them are one after the other."""
+        pixels, grids = media_input["type"], media_input[f"{modality}_grid_thw"]
+        patches = grids.prod(-1)
+        values = media_input[pixels][patches[: call.start].sum() : patches[: call.stop].sum()]
         others = {} if modality == "image" else {"second_per_grid_ts": None}
-        return [
-            type(media_input)(type=pixels, **{pixels: value, f"{modality}_grid_thw": part}, **others)
-            for value, part in zip(values, parts, strict=True)
-        ]
+        return type(media_input)(type=pixels, **{pixels: values, f"{modality}_grid_thw": grids[call]}, **others)
 
     def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
         """Return prompt positions (3, N), without offsets within images and clips, and the offset for decoding.

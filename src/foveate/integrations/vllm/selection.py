@@ -21,7 +21,8 @@ from foveate.integrations.vllm.plans import EnginePlans, ServedPlan
 def chosen(
     serving: EnginePlans,
     settings: Sequence[ServedPlan],
-    encode: Callable[[], Sequence[Tensor]],
+    calls: Sequence[slice],
+    encode: Callable[[slice], Sequence[Tensor]],
     blocks: Any,
     attention: Callable[[Any], nn.Module],
     core: Any,
@@ -36,8 +37,9 @@ def chosen(
     Args:
         serving: The engine's.
         settings: The plan of every image or clip.
-        encode: Runs the encoder and gives the features (N, D) of every image or clip; under a setting with `places`,
-            those of its length stand there.
+        calls: The images or clips of each call of the encoder (`encoder_calls`).
+        encode: Runs the encoder on those of one call and gives the features (N, D) of each; under a setting with
+            `places`, those of its length stand there.
         blocks: The encoder's blocks.
         attention: The `MMEncoderAttention` of a block.
         core: What the family of the model knows a model by: its configuration and its encoder.
@@ -52,7 +54,7 @@ def chosen(
     """
     needs = list(dict.fromkeys(need for setting in settings for need in setting.needs))
     with measuring(blocks, attention, needs, serving.tower.has_cls) as recorded:
-        features = list(encode())
+        features = [one for call in calls for one in encode(call)]
     output = SimpleNamespace(pooler_output=features)
     family = serving.family
     layouts = family.layouts(core, modality, call, output)
@@ -62,8 +64,8 @@ def chosen(
             for clip, layout in enumerate(layouts)
         ]
     measured: list[dict[Need, Tensor]] = [{} for _ in features]
-    for need, calls in recorded.items():
-        value = plain(torch.cat(calls))
+    for need, recordings in recorded.items():
+        value = plain(torch.cat(recordings))
         if need.kind == "cls_feature":
             spread = family.per_image(core, call, value)
         else:
