@@ -139,7 +139,8 @@ def test_a_key_and_names(embedded: Any) -> None:
         assert httpx.get(f"{server.address}/nowhere").status_code == 404
 
 
-def test_clients_that_leave_free_their_work(embedded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("way", ["streamed", "whole", "waiting"])
+def test_clients_that_leave_free_their_work(embedded: Any, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     with running(*embedded, Limits(tokens=1500)) as server:
         engine = server.engine
         reasons: list[str] = []
@@ -151,22 +152,23 @@ def test_clients_that_leave_free_their_work(embedded: Any, monkeypatch: pytest.M
 
         monkeypatch.setattr(engine.metrics, "answered", answered)
         # No end of text, so that only the client's leaving can end these.
-        ends = engine.model.generation_config.eos_token_id
-        engine.model.generation_config.eos_token_id = 10**6
-        try:
+        monkeypatch.setattr(engine.model.generation_config, "eos_token_id", 10**6)
+        stream = None
+        if way != "whole":
             stream = said(server, asking("?", RECEIPT), stream=True, max_tokens=1500)
             next(iter(stream))
             assert engine._running == 1
+        if way != "streamed":
             with pytest.raises(openai.APITimeoutError):
                 said(server, asking("?"), max_tokens=1500, timeout=0.3, extra_body={"foveate": {"plan": "full model"}})
+        if stream is not None:
             stream.close()
-            wait_until(lambda: engine._running == 0 and engine.state["waiting"] == 0)
-        finally:
-            engine.model.generation_config.eos_token_id = ends
+        wait_until(lambda: engine._running == 0 and engine.state["waiting"] == 0)
+        monkeypatch.undo()
         answer = said(server, asking("What is the total?", RECEIPT))
         assert answer.choices[0].message.content == ANSWER
-        # The other request waited for the stream, or had begun too; neither wrote to its limit.
-        assert reasons in (["cancelled", "stop"], ["cancelled", "cancelled", "stop"])
+    # A request that waited may have begun after the stream.
+    assert reasons and set(reasons) == {"cancelled"}
 
 
 def test_a_full_queue_says_so(embedded: Any) -> None:

@@ -317,12 +317,14 @@ async def _take(request: Request, inbox: Inbox) -> tuple[int, FirstToken | Piece
         try:
             number, piece = await asyncio.wait_for(inbox.get(), _LOOK)
         except TimeoutError:
-            if await request.is_disconnected():
-                raise ClientDisconnectedError from None
-            continue
+            number, piece = 0, None
         if isinstance(piece, BaseException):
             raise piece
-        return number, piece
+        # Also between pieces: a fast model leaves no pause to look in.
+        if not isinstance(piece, Result) and await request.is_disconnected():
+            raise ClientDisconnectedError
+        if piece is not None:
+            return number, piece
 
 
 async def _stream(body: ChatRequest, inbox: Inbox, writer: Writer) -> AsyncGenerator[str]:
