@@ -172,7 +172,7 @@ def test_an_untested_version_is_said_once_with_the_tested_range(version, warned,
 
 
 def test_an_installed_foveate_knows_the_versions_that_it_is_tested_with() -> None:
-    assert compat.tested_versions().contains(compat.transformers.__version__)
+    assert compat.tested_versions("transformers").contains(compat.transformers.__version__)
 
 
 def test_echoing_pixels_is_refused_where_transformers_lacks_what_it_extends(monkeypatch: pytest.MonkeyPatch) -> None:

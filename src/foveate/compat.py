@@ -73,25 +73,24 @@ _UNKNOWN_CACHE = "this version of transformers hands the cache over in a way tha
 # The version itself
 
 
-def tested_versions() -> SpecifierSet:
-    """Versions of transformers that foveate is tested with, from its requirements; all where these are unknown."""
+def tested_versions(package: str) -> SpecifierSet:
+    """Versions of a package that foveate is tested with, from its requirements; all where these are unknown."""
     try:
         requirements = [Requirement(text) for text in requires("foveate") or ()]
     except PackageNotFoundError:  # run from its source, without being installed
         return SpecifierSet()
-    return next(
-        (requirement.specifier for requirement in requirements if requirement.name == "transformers"), SpecifierSet()
-    )
+    return next((requirement.specifier for requirement in requirements if requirement.name == package), SpecifierSet())
 
 
 @functools.cache
-def warn_if_untested() -> None:
-    """Warn, once per process, if foveate is not tested with this version of transformers."""
-    tested = tested_versions()
-    if not tested.contains(transformers.__version__, prereleases=True):
+def warn_if_untested(package: str = "transformers", version: str | None = None) -> None:
+    """Warn, once per process, if foveate is not tested with a version, by default that of transformers here."""
+    version = version or transformers.__version__
+    tested = tested_versions(package)
+    if not tested.contains(version, prereleases=True):
         bounds = ", ".join(sorted(map(str, tested), reverse=True))
         warnings.warn(
-            f"foveate is tested with transformers {bounds}, and this is {transformers.__version__}: what was renamed "
+            f"foveate is tested with {package} {bounds}, and this is {version}: what was renamed "
             "since then ends in an error, or is not noticed.",
             stacklevel=3,
         )

@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM has an environment of its own: make test-vllm")
 
+from foveate import compat
 from foveate.core.errors import FoveateError
 from tests.integrations.vllm.vllm_engines import (
     SAVE,
@@ -245,6 +246,19 @@ def test_a_start_with_a_plan_that_cannot_be_served_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message), engine(SAVE[name](tmp_path), plan):
         pass
+
+
+def test_an_untested_version_is_said_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compat, "requires", lambda _: ["vllm<0.34,>=0.32; extra == 'vllm'"])
+    monkeypatch.setattr("vllm.__version__", "0.34.0")
+    compat.warn_if_untested.cache_clear()
+    with (
+        pytest.warns(UserWarning, match="tested with vllm >=0.32, <0.34, and this is 0.34.0"),
+        pytest.raises(ValueError, match="prumerge"),
+        engine(SAVE["llava"](tmp_path), "prumerge"),
+    ):
+        pass
+    compat.warn_if_untested.cache_clear()
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen2.5-vl"])

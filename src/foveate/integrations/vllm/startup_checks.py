@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import vllm  # ty: ignore[unresolved-import]
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig  # ty: ignore[import-not-found]
 
+from foveate.compat import warn_if_untested
 from foveate.core.errors import FoveateError
 from foveate.integrations.vllm.connectors import served_connector
 from foveate.integrations.vllm.plans import BLIND, NAME, serving_of
@@ -50,8 +52,10 @@ def check(vllm_config: Any) -> None:
     model = vllm_config.model_config
     config, multimodal = model.hf_config, model.multimodal_config
     setattr(config, BLIND, _blind(vllm_config))
-    served_connector(config)  # refuses what vLLM cannot run, with and without a plan
+    connector = served_connector(config)  # refuses what vLLM cannot run, with and without a plan
     serving = serving_of(config)
+    if serving is not None or connector is not None:
+        warn_if_untested("vllm", vllm.__version__)
     if serving is None or multimodal is None:
         return
     if NAME in (multimodal.mm_processor_kwargs or {}):
