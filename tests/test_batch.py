@@ -111,6 +111,19 @@ def test_what_cannot_be_answered_is_a_row_with_its_error(tmp_path: Path) -> None
     assert good["text"] and "error" not in good
 
 
+def test_what_a_processor_refuses_is_a_row_with_its_error_and_the_run_goes_on(tmp_path: Path) -> None:
+    model, processor = foveate.load(save_qwen(tmp_path / "qwen"))
+    noise(300, 1).save(tmp_path / "line.png")
+    noise(32, 16).save(tmp_path / "b.png")
+    entries = [{"image": name, "question": "What?", "max_new_tokens": 2} for name in ("b.png", "line.png", "b.png")]
+    out, questions = tmp_path / "out.jsonl", read_questions(written(tmp_path / "q.jsonl", *entries))
+    with Output(out, questions, resume=False) as output:
+        answer_file(model, processor, questions, output)
+    first, line, last = rows(out)
+    assert "aspect ratio" in line["error"] and line["error"].startswith("the processor of this model refuses")
+    assert first["text"] == last["text"]
+
+
 def test_a_plan_that_cannot_be_followed_is_a_row_with_its_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -210,6 +223,17 @@ def test_outputs_hold_whole_lines_of_these_questions(questions: Path, tmp_path: 
         assert output.done == {0}
         output.add([{**asked_now[1].shown, "plan": None, "error": "x"}])
     assert len(rows(path)) == 2
+    with path.open("ab") as file:
+        file.write(bytes(100))  # what some file systems leave of a line where the machine stopped
+    with Output(path, asked_now, resume=True) as output:
+        assert output.done == {0, 1}
+    assert len(rows(path)) == 2
+    for other in ("notes without an end of line", '{"image": "a.png"', json.dumps(row) + "\n# a note"):
+        notes = tmp_path / "notes.txt"
+        notes.write_text(other)
+        with pytest.raises(FoveateError, match="the last line"):
+            Output(notes, asked_now, resume=True)
+        assert notes.read_text() == other
     with pytest.raises(FoveateError, match="is not a file"):
         Output(Path("/dev/full"), asked_now, resume=True)
     for wrong in ({**row, "question": "other"}, row, {**row, "number": 99}, {"number": 0}):

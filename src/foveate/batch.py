@@ -27,6 +27,8 @@ from foveate.images import open_image
 from foveate.runtime import compress
 
 _FIELDS = ("id", "image", "images", "video", "question", "plan", "max_new_tokens")
+#: What every line of answers begins with (`Question.shown`).
+_BEGINNING = b'{"number": '
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,13 @@ class Output:
             raise FoveateError(
                 f"there are answers in {str(self.path)!r} already; continue with --resume, or name another file."
             )
-        complete = content.rfind(b"\n") + 1  # a kill may have left half a line
+        complete = content.rfind(b"\n") + 1
+        # A kill may have left half an answer, and a machine that stopped zeros; any other text is somebody else's.
+        half = content[complete:].strip(b"\0")
+        if not (half.startswith(_BEGINNING) or _BEGINNING.startswith(half)):
+            raise FoveateError(
+                f"the last line of {str(self.path)!r} answers none of these questions; name another file."
+            )
         known = {question.number: question for question in questions}
         for place, line in enumerate(content[:complete].splitlines(), 1):
             try:

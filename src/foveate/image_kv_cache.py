@@ -9,7 +9,7 @@ import torch
 from transformers import DynamicCache
 
 from foveate import compat
-from foveate.answering.conversations import as_plain_text, check_length, greedy
+from foveate.answering.conversations import as_plain_text, check_length, greedy, processed
 from foveate.core.errors import FoveateError
 from foveate.images import open_image
 from foveate.kv_cache.nbytes import bytes_of
@@ -47,7 +47,8 @@ class ImageMemory:
         self.model = model
         self.processor = processor
         first = self._prompt("?").split(processor.image_token)[0]
-        inputs = processor(images=open_image(image), text=first + processor.image_token, return_tensors="pt")
+        text = first + processor.image_token
+        inputs = processed(processor, images=open_image(image), text=text, return_tensors="pt")
         inputs = inputs.to(model.device, dtype=model.dtype)
         self.cache: Any = DynamicCache(config=model.config.get_text_config())
         with torch.inference_mode():

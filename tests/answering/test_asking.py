@@ -8,9 +8,10 @@ import torch
 
 from foveate import FoveateError
 from foveate.answering import PARTS, ask
-from foveate.answering.conversations import as_plain_text
+from foveate.answering.conversations import answer_batch, as_plain_text
+from foveate.loading import load
 from foveate.models.llava_uhd import byte_tokenizer
-from tests.tiny_model import noise, save_llava_uhd
+from tests.tiny_model import noise, save_llava_uhd, save_qwen
 
 
 def test_the_answer_is_what_generate_writes(pair):
@@ -154,3 +155,21 @@ def test_bad_input_is_named(pair, options, message):
     arguments = {"image": noise(32, 32), "question": "?", "model": pair} | options
     with pytest.raises(FoveateError, match=message):
         ask(**arguments)
+
+
+def test_numbers_of_tokens_of_a_batch_are_checked_before_the_model_runs(pair):
+    conversation = [{"role": "user", "content": "Hello?"}]
+    for wrong in (0, True, [1], [1, 2, 3], [1, 0]):
+        with pytest.raises(FoveateError, match="max_new_tokens must be a positive integer, or one for each of 2"):
+            answer_batch(*pair, [conversation, conversation], wrong)
+
+
+def test_a_generation_config_that_asks_for_more_than_tokens(pair, monkeypatch):
+    expected = ask(noise(32, 32), "?", pair, max_new_tokens=4).text
+    monkeypatch.setattr(pair[0].generation_config, "return_dict_in_generate", True)
+    assert ask(noise(32, 32), "?", pair, max_new_tokens=4).text == expected
+
+
+def test_what_a_processor_refuses_is_one_sentence(tmp_path):
+    with pytest.raises(FoveateError, match=r"^the processor of this model refuses .* aspect ratio must be smaller"):
+        ask(noise(300, 1), "?", load(save_qwen(tmp_path)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,21 @@ def about(question: str, *parts: dict[str, Any]) -> list[dict[str, Any]]:
 def said(served: Served, messages: list[dict[str, Any]], plan: str | None = None, **more: Any) -> Any:
     body = {} if plan is None else {"extra_body": {"foveate": {"plan": plan}}}
     return served.client().chat.completions.create(model="embedded", messages=messages, **body, **more)  # ty: ignore
+
+
+def test_an_image_that_the_processor_refuses_is_the_requests_alone(served: Served) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        sizes = [(32, 16), (300, 1), (32, 16), (1, 300)]
+        answers = list(pool.map(lambda size: refusal_of(served, asking("?", data_uri(noise(*size)))), sizes))
+    assert answers[0] == answers[2] == "" and all("aspect ratio" in answers[number] for number in (1, 3))
+
+
+def refusal_of(served: Served, messages: list[dict[str, Any]]) -> str:
+    try:
+        said(served, messages)
+    except openai.BadRequestError as error:
+        return str(error)
+    return ""
 
 
 def uri(path: Path) -> str:

@@ -42,11 +42,16 @@ def answer_batch(
         The answers, stripped of white space.
 
     Raises:
-        FoveateError: there is no conversation, or one is longer than the model can read.
+        FoveateError: there is no conversation, one is longer than the model can read, or `max_new_tokens` is not
+            possible.
     """
+    limits = [max_new_tokens] * len(conversations) if isinstance(max_new_tokens, int) else [*max_new_tokens]
+    if len(limits) != len(conversations) or any(isinstance(limit, bool) or limit < 1 for limit in limits):
+        raise FoveateError(
+            f"max_new_tokens must be a positive integer, or one for each of {len(conversations)} conversations, got "
+            f"{max_new_tokens!r}."
+        )
     inputs = inputs_of_batch(model, processor, conversations)
-    single = isinstance(max_new_tokens, int)
-    limits = [max_new_tokens] * len(conversations) if single else [*max_new_tokens]
     check_length(model, inputs["input_ids"].shape[1], max(limits))
     output = model.generate(**inputs, generation_config=greedy(model, max(limits)))
     written = output if model.config.is_encoder_decoder else output[:, inputs["input_ids"].shape[1] :]
@@ -102,8 +107,23 @@ def inputs_of_batch(model: Any, processor: Any, conversations: Sequence[Sequence
     bos = getattr(tokenizer_of(processor), "bos_token", None)
     if bos and all(prompt.startswith(bos) for prompt in prompts):  # as in `apply_chat_template`: one is enough
         options["add_special_tokens"] = False
-    inputs = processor(**options, text=prompts, return_tensors="pt", padding=True, padding_side="left")
-    return inputs.to(model.device, dtype=model.dtype)
+    options |= {"text": prompts, "return_tensors": "pt", "padding": True, "padding_side": "left"}
+    return processed(processor, **options).to(model.device, dtype=model.dtype)
+
+
+def processed(processor: Any, **options: Any) -> Any:
+    """Call a processor of `transformers` on what a user gives.
+
+    Raises:
+        FoveateError: it refuses that, as the processor of Qwen does an image 200 times as wide as high.
+    """
+    try:
+        return processor(**options)
+    except FoveateError:
+        raise
+    except ValueError as error:
+        reason = next(iter(str(error).splitlines()), "it does not say why").rstrip(". ")
+        raise FoveateError(f"the processor of this model refuses the images or the text: {reason}.") from error
 
 
 def check_clips(model: Any, processor: Any) -> None:
@@ -121,8 +141,8 @@ def check_clips(model: Any, processor: Any) -> None:
 
 
 def _last_question(messages: Sequence[dict[str, Any]]) -> str:
-    """Text of the last turn of the user, which a connector that reads the question is given."""
-    (*_, last) = (message for message in messages if message["role"] == "user")
+    """Text of the last turn of the user, which a connector that reads the question is given; "" without such a turn."""
+    last = next((message for message in reversed(messages) if message["role"] == "user"), {"content": []})
     return "\n".join(part["text"] for part in last["content"] if part["type"] == "text")
 
 
@@ -227,11 +247,12 @@ def check_length(net: Any, length: int, max_new_tokens: int) -> None:
 
 
 def greedy(net: Any, max_new_tokens: int) -> Any:
-    """Copy the model's generation config with sampling and beams turned off."""
+    """Copy the model's generation config with sampling and beams turned off, for `generate` to return tokens alone."""
     settings = copy.deepcopy(net.generation_config)
     settings.do_sample = False
     settings.temperature = settings.top_p = settings.top_k = settings.min_p = settings.typical_p = None
     settings.num_beams, settings.num_return_sequences = 1, 1
+    settings.return_dict_in_generate = False
     settings.max_length, settings.max_new_tokens = None, max_new_tokens
     return settings
 
