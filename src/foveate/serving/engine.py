@@ -333,17 +333,30 @@ class Engine:
             call, problem = (None, None) if one.is_second else call_in(method, row.text, one.image)
             if one.is_second and calls_again(row.text):
                 problem = AGAIN
-            if call is not None and not job.hands_over and row.reason == "stop":
+            if call is not None and not job.hands_over and row.reason != "cancelled":
                 shown = region(one.image.convert("RGB"), call)
                 following.append((job, second_messages(prompts, one.messages, row.text, shown), turn, one.image))
                 continue
             for piece in pieces:
                 job.deliver(piece)
             self._finish_acquired(job, row, images, [turn], one.image, call if job.hands_over else None, problem)
-        if not following:
-            return
+        if following:
+            self._follow(following)
+
+    def _follow(self, following: list[tuple[Job, list[dict[str, Any]], TurnUsage, Image.Image]]) -> None:
+        """Answer the second turns of requests: their messages, the tokens of the first turn, and the original image."""
         again, messages, firsts, originals = zip(*following, strict=True)
-        passes = self._run(list(again), messages, [job.deliver for job in again])
+        try:
+            passes = self._run(list(again), messages, [job.deliver for job in again])
+        except FoveateError as error:  # before anything of these turns was written, such as for one that is too long
+            if len(following) == 1:
+                again[0].deliver(error)
+            plan = None if self._handle is None else self._handle.plan
+            for one in following if len(following) > 1 else ():
+                self._attach(None)  # whatever state the plan was in
+                self._attach(plan)
+                self._follow([one])
+            return
         for job, first, image, (row, length, images) in zip(again, firsts, originals, passes, strict=True):
             problem = AGAIN if calls_again(row.text) else None
             self._finish_acquired(job, row, images, [first, _usage(row, length, images)], image, None, problem)

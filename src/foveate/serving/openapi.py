@@ -15,6 +15,7 @@ from foveate.serving.protocol import ChatRequest
 from foveate.serving.responses import Chunk, Completion, ErrorBody
 
 _REFS = "#/components/schemas/"
+_CALLS = "Of an answer that is sent back; the model reads its text, which holds the call."
 _NEUTRAL = "Accepted where it asks for what happens anyway."
 _ERRORS = {
     400: "The request cannot be served; the message says why, and `param` names the field.",
@@ -48,6 +49,8 @@ def document(name: str, limits: Limits) -> dict[str, Any]:
     properties["max_tokens"]["description"] += f" Here: {limits.tokens}."
     properties["n"]["maximum"] = limits.batch
     properties |= {name: {"enum": list(values), "description": _NEUTRAL} for name, values in NEUTRAL.items()}
+    calls = {"type": "array", "items": {"$ref": _REFS + "ToolCallPart"}, "description": _CALLS}
+    definitions["Message"]["properties"]["tool_calls"] = calls
     example = {"model": name, "messages": [{"role": "user", "content": "What can you see?"}]}
     ok = {
         "description": "The answer, or its pieces as server-sent events with stream: true.",

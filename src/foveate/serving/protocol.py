@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
+from foveate.core.acquisition import calls_again
 from foveate.core.errors import FoveateError, check_text
 from foveate.core.full_model import is_full_model
 from foveate.core.plan import Budget, Plan
@@ -115,6 +116,20 @@ class Message(_Strict):
             rest = {name: item for name, item in value.items() if name not in ("content", "refusal")}
             return {**rest, "content": "" if refusal is None else refusal}
         return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _calls_in_the_text(cls, value: Any) -> Any:
+        # Of an answer whose call the client has followed. Its text holds the call, and is what the model reads.
+        if isinstance(value, dict) and value.get("role") == "assistant" and _holds_call(value.get("content")):
+            return {name: item for name, item in value.items() if name != "tool_calls"}
+        return value
+
+
+def _holds_call(content: Any) -> bool:
+    parts = content if isinstance(content, list) else [{"text": content}]
+    texts = [part.get("text") for part in parts if isinstance(part, dict)]
+    return any(isinstance(text, str) and calls_again(text) for text in texts)
 
 
 def _budget(value: Any) -> Any:

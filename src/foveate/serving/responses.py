@@ -223,7 +223,8 @@ def called(result: Result) -> dict[str, Any]:
     if result.call is None:
         return {}
     function = {"name": result.call.name, "arguments": json.dumps(result.call.arguments)}
-    return {"tool_calls": [{"id": f"call-{uuid.uuid4().hex}", "function": function}]}
+    # Chunks hold what is set here alone, and clients put the pieces of a call together by its index.
+    return {"tool_calls": [{"index": 0, "id": f"call-{uuid.uuid4().hex}", "type": "function", "function": function}]}
 
 
 def _without_acquisition(body: Completion | Chunk) -> Any:

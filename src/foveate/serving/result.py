@@ -64,10 +64,10 @@ def usage_of(results: Sequence[Result]) -> dict[str, Any]:
     first, written = results[0], sum(result.completion_tokens for result in results)
     before, kept, exact, clips_before, clips_kept = first.images
     read = int(exact) if exact == int(exact) else round(exact, 2)
-    prompts = first.prompt_tokens
+    prompts, whole = first.prompt_tokens, before
     acquired: dict[str, Any] = {}
     if first.turns:  # which differ between answers
-        prompts = sum(result.prompt_tokens for result in results)
+        prompts, whole = sum(result.prompt_tokens for result in results), before * len(results)
         kept = sum(turn.image_tokens for result in results for turn in result.turns)
         acquired["turns"] = [[asdict(turn) for turn in result.turns] for result in results]
         acquired["problems"] = [result.problem for result in results]
@@ -78,7 +78,7 @@ def usage_of(results: Sequence[Result]) -> dict[str, Any]:
         "prompt_tokens_details": {
             "text_tokens": prompts - kept,
             "image_tokens": kept - clips_kept,
-            "image_tokens_saved": before - kept - (clips_before - clips_kept),
+            "image_tokens_saved": whole - kept - (clips_before - clips_kept),
             **({"video_tokens": clips_kept, "video_tokens_saved": clips_before - clips_kept} if clips_before else {}),
         },
         "foveate": {

@@ -61,6 +61,7 @@ class Replica:
         limit: int | None,
         sampling: Sampling,
         stops: tuple[str, ...],
+        hands_over: bool = False,
     ) -> AsyncGenerator[FirstToken | Piece | Result | Exception]:
         """Yield `FirstToken`, pieces of text, then a `Result`, or the request's error."""
         loop = asyncio.get_running_loop()
@@ -70,7 +71,8 @@ class Replica:
             with suppress(RuntimeError):
                 loop.call_soon_threadsafe(inbox.put_nowait, piece)
 
-        job = Job(messages, None if plan is None else Plan.of(plan), limit, sampling, stops, deliver)
+        wanted = None if plan is None else Plan.of(plan)
+        job = Job(messages, wanted, limit, sampling, stops, deliver, hands_over=hands_over)
         try:
             self.engine.submit(job)
             while True:
@@ -82,9 +84,11 @@ class Replica:
                     yield piece
                 elif isinstance(piece, EngineDeadError):
                     raise piece  # another replica may do better
-                else:  # what it was besides need not be known elsewhere
-                    known = isinstance(piece, (FoveateError, BusyError))
-                    yield type(piece)(str(piece)) if known else RuntimeError(f"{type(piece).__name__}: {piece}")
+                elif isinstance(piece, FoveateError):  # what it was besides need not be known elsewhere
+                    yield FoveateError(piece.refusal or str(piece))
+                else:
+                    known = isinstance(piece, BusyError)
+                    yield BusyError(str(piece)) if known else RuntimeError(f"{type(piece).__name__}: {piece}")
                 return
         finally:
             self.engine.cancel(job)
@@ -262,7 +266,7 @@ class Pool:
         from ray.serve.exceptions import RayServeException
 
         plan = None if job.plan is None else str(job.plan)
-        pieces = self._handle.remote(job.messages, plan, job.limit, job.sampling, job.stops)
+        pieces = self._handle.remote(job.messages, plan, job.limit, job.sampling, job.stops, job.hands_over)
         try:
             async for piece in pieces:
                 if not job.begun and not isinstance(piece, Exception):
