@@ -123,23 +123,24 @@ class GenerationState:
         if self.cancelled():
             self.reason = "cancelled"
             return
-        if token in self.ends:
-            self._finish("stop")
-            return
-        self.ids.append(token)
-        if logprob is not None:
-            self.logprobs.append((len(self.text), logprob))
-        self._decode()
+        ended = token in self.ends
+        if not ended:
+            self.ids.append(token)
+            if logprob is not None:
+                self.logprobs.append((len(self.text), logprob))
+        last = ended or len(self.ids) >= self.limit
+        self._decode(last)
         if (end := self._stopped()) is not None:
             self.text = self.text[:end]
             self.logprobs = [(place, logprob) for place, logprob in self.logprobs if place < end]
             self._finish("stop")
-        elif len(self.ids) >= self.limit:
-            self._finish("length")
+        elif last:
+            self._finish("stop" if ended else "length")
         else:
             self._deliver(self._sure())
 
-    def _decode(self, last: bool = False) -> None:
+    def _decode(self, last: bool) -> None:
+        """Add the text of new tokens; an unfinished character waits for its other tokens, unless there are no more."""
         # A token's text depends on the one before it, so the few last ones are decoded again with the new one.
         known = self.tokenizer.decode(self.ids[self._context : self._read], skip_special_tokens=True)
         text = self.tokenizer.decode(self.ids[self._context :], skip_special_tokens=True)
@@ -175,8 +176,6 @@ class GenerationState:
             self._delivered, self._delivered_logprobs = end, last
 
     def _finish(self, reason: str) -> None:
-        if reason == "length":
-            self._decode(last=True)
         self.text = self.text.rstrip()
         self._deliver(len(self.text))
         self.reason = reason
@@ -212,7 +211,8 @@ class LogprobRecorder(LogitsProcessor):
         return TokenLogprob(self._text(token), float(recorded[token]), tuple(top))
 
     def _text(self, token: int) -> str:
-        return self.tokenizer.decode([token])
+        """What a token adds to a text: alone, its first space may be left out, as tokenizers of Llama do."""
+        return self.tokenizer.decode([token, token])[len(self.tokenizer.decode([token])) :]
 
 
 class StopCriterion(StoppingCriteria):

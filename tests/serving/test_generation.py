@@ -1,0 +1,60 @@
+"""Text of answers, token by token, without a model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
+
+from foveate.models.llava_uhd import byte_tokenizer
+from foveate.serving.generation import GenerationState, LogprobRecorder, Piece, Sampling
+
+END = 258
+
+
+def written(ids: list[int], limit: int = 99, stops: tuple[str, ...] = ()) -> tuple[GenerationState, str]:
+    """State of an answer of these tokens, and what was delivered of it."""
+    pieces: list[Piece] = []
+    state = GenerationState(byte_tokenizer(), {END}, limit, stops, pieces.append, lambda: False)
+    for token in ids:
+        state.add(token)
+    return state, "".join(piece.text for piece in pieces)
+
+
+@pytest.mark.parametrize("text", ["A\u00e9", "\u65e5\u672c", " a ", "\U0001f600!"])
+@pytest.mark.parametrize("missing", [0, 1, 2])
+@pytest.mark.parametrize("ended", [True, False])
+def test_text_is_that_of_all_tokens_however_it_ends(text: str, missing: int, ended: bool) -> None:
+    """Also where the answer ends within a character."""
+    data = list(text.encode())
+    ids = data[: len(data) - missing]
+    state, delivered = written([*ids, END], stops=("never",)) if ended else written(ids, limit=len(ids))
+    assert state.text == delivered == byte_tokenizer().decode(ids, skip_special_tokens=True).strip()
+    assert state.reason == ("stop" if ended else "length")
+
+
+def test_a_stop_text_at_the_very_end_is_found() -> None:
+    state, delivered = written([*b"ab", 0xC3], limit=3, stops=("b\ufffd",))
+    assert (state.text, delivered, state.reason) == ("a", "a", "stop")
+
+
+def test_tokens_with_probabilities_keep_their_first_space() -> None:
+    """Decoders of Llama leave out a space at the beginning of what they decode, as of a token alone."""
+    words = ["<unk>", "</s>", "\u2581The", "\u2581total", "s", "<0xC3>", "<0xA9>", "\u2581"]
+    made = Tokenizer(models.BPE({word: place for place, word in enumerate(words)}, [], byte_fallback=True))
+    made.decoder = decoders.Sequence([
+        decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0),
+    ])  # fmt: skip
+    tokenizer: Any = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="</s>", unk_token="<unk>")
+    recorder = LogprobRecorder([Sampling(top_logprobs=len(words))], tokenizer)
+    state = GenerationState(tokenizer, {1}, 99, (), lambda piece: None, lambda: False)
+    for token in (2, 3, 4, 7, 4, 1):
+        recorder(None, torch.zeros(1, len(words)))
+        state.add(token, recorder.of(0, token))
+    texts = [logprob.text for _, logprob in state.logprobs]
+    assert texts == [" The", " total", "s", " ", "s"] and "".join(texts).strip() == state.text == "The totals s"
+    top = {text for _, logprob in state.logprobs for text, _ in logprob.top}
+    assert top == {"<unk>", "</s>", " The", " total", "s", "\ufffd", " "}
