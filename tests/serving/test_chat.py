@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 import foveate
+from foveate.cli import main
 from foveate.serving import Limits
 from tests.serving.live_server import ANSWER, EXAMPLES, Served, asking, data_uri, running, wait_until
 
@@ -137,6 +138,12 @@ def test_a_key_and_names(embedded: Any) -> None:
             server.client("sesame").chat.completions.create(model="other", messages=asking("?"))
         assert httpx.get(f"{server.address}/health").json()["status"] == "ok"
         assert httpx.get(f"{server.address}/nowhere").status_code == 404
+
+
+@pytest.mark.parametrize("key", ["", " ", "two words", "schlüssel", "a\n"])
+def test_keys_that_would_protect_nothing(key: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--api-key", key]) == 2
+    assert "an API key has one or more visible ASCII characters" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize("way", ["streamed", "whole", "waiting"])

@@ -92,7 +92,9 @@ def test_long_bodies(guarded: Served) -> None:
     refused(response, says="at most")
     with httpx.Client(timeout=SECONDS) as client:
         announced = client.build_request("POST", f"{guarded.address}/v1/chat/completions", content=bytes(41 * 2**20))
+        refused_before = status_count(guarded, 413)
         assert client.send(announced).status_code == 413
+        assert status_count(guarded, 413) == refused_before + 1
 
         def endless() -> Iterator[bytes]:
             for _ in range(100):
@@ -113,6 +115,23 @@ def test_slow_clients_are_let_go(guarded: Served) -> None:
         start = time.monotonic()
         assert b"408" in slow.recv(200)
         assert time.monotonic() - start >= 4
+    assert status_count(guarded, 408) == 1
+
+
+def status_count(server: Served, status: int) -> float:
+    lines = httpx.get(f"{server.address}/metrics").text.splitlines()
+    names = f'foveate_requests_total{{status="{status}"}} '
+    return next((float(line.removeprefix(names)) for line in lines if line.startswith(names)), 0)
+
+
+def test_clients_that_leave_before_their_request_is_complete_are_counted_as_such(guarded: Served) -> None:
+    host, port = guarded.address.removeprefix("http://").split(":")
+    before, failed = status_count(guarded, 499), status_count(guarded, 500)
+    with socket.create_connection((host, int(port))) as leaving:
+        leaving.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
+        time.sleep(0.2)
+    wait_until(lambda: status_count(guarded, 499) > before)
+    assert status_count(guarded, 500) == failed
 
 
 def test_only_named_hosts_and_no_redirects() -> None:

@@ -112,7 +112,16 @@ def serve(
     try:
         import uvicorn
 
-        from foveate.serving import TRANSPORT, Engine, Limits, Sources, build, check_origins, listening_socket
+        from foveate.serving import (
+            TRANSPORT,
+            Engine,
+            Limits,
+            Sources,
+            build,
+            check_key,
+            check_origins,
+            listening_socket,
+        )
     except ImportError as error:
         raise FoveateError(f"a server needs {error.name}: pip install 'foveate[serve]'.") from error
     import torch
@@ -135,6 +144,7 @@ def serve(
     )
     sources = Sources(files, allow_host or (), limits)
     check_origins(cors_origin or ())  # fail before a model is loaded
+    check_key(api_key)
     wanted = plan_asked(plan)
     many = replicas_asked(ray, replicas, replica_cpus, replica_gpus, ray_address)
     if many is not None and threads is not None:

@@ -7,7 +7,7 @@ from) and `engine` (one thread that owns the model and answers requests in batch
 
 from typing import Any
 
-from foveate.serving.app import build, check_origins
+from foveate.serving.app import build, check_key, check_origins
 from foveate.serving.engine import Engine
 from foveate.serving.limits import Limits
 from foveate.serving.listening import listening_socket
@@ -16,4 +16,4 @@ from foveate.serving.sources import Sources
 #: How uvicorn reads HTTP: the way that is tested, whatever else is installed and would be taken in its place.
 TRANSPORT: dict[str, Any] = {"loop": "asyncio", "http": "h11"}
 
-__all__ = ["TRANSPORT", "Engine", "Limits", "Sources", "build", "check_origins", "listening_socket"]
+__all__ = ["TRANSPORT", "Engine", "Limits", "Sources", "build", "check_key", "check_origins", "listening_socket"]

@@ -16,6 +16,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
 from foveate.core.acquisition import split_acquisition
@@ -82,9 +83,10 @@ def build(
         An ASGI application with /v1/chat/completions, /v1/models, /health, /metrics, /docs and /openapi.json.
 
     Raises:
-        FoveateError: an origin cannot be one.
+        FoveateError: an origin or the key cannot be one.
     """
     check_origins(origins)
+    check_key(api_key)
     held = ByteCounter(engine.limits.memory)
 
     @asynccontextmanager
@@ -96,8 +98,10 @@ def build(
             await asyncio.to_thread(engine.stop)
 
     app = FastAPI(title="foveate", lifespan=living, docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(Guard, limits=engine.limits, held=held)
     metrics = engine.metrics
+    app.add_middleware(
+        Guard, limits=engine.limits, held=held, refused=lambda status: metrics.requests.labels(status).inc()
+    )
 
     def answer_with(status: int, body: Any, headers: dict[str, str] | None = None) -> JSONResponse:
         metrics.requests.labels(status).inc()
@@ -122,8 +126,9 @@ def build(
     async def lost(request: Request, error: EngineDeadError) -> Response:
         return answer_with(503, error_body(str(error), "server_error"))
 
+    @app.exception_handler(ClientDisconnect)  # before its request was complete
     @app.exception_handler(ClientDisconnectedError)
-    async def gone(request: Request, error: ClientDisconnectedError) -> Response:
+    async def gone(request: Request, error: Exception) -> Response:
         metrics.requests.labels(499).inc()
         return Response(status_code=499)
 
@@ -231,6 +236,16 @@ def check_origins(origins: Sequence[str]) -> None:
                 f"{origin!r} is not an origin of web pages; write scheme and host without a path, such as "
                 "https://example.org or http://localhost:3000, or * for all."
             )
+
+
+def check_key(api_key: str | None) -> None:
+    """Raise FoveateError for a key that is empty, with which the server would be open, or that no header can hold.
+
+    Raises:
+        FoveateError: the key is not of visible ASCII characters alone.
+    """
+    if api_key is not None and not re.fullmatch("[!-~]+", api_key):
+        raise FoveateError("an API key has one or more visible ASCII characters and no spaces; leave it out for none.")
 
 
 def _model(name: str) -> dict[str, Any]:

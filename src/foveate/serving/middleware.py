@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from starlette.responses import JSONResponse
@@ -25,10 +26,13 @@ class Guard:
         app: The wrapped application.
         limits: Of the server.
         held: Counts the bytes of bodies while they are in memory.
+        refused: Called with the status of every answer that is given here.
     """
 
-    def __init__(self, app: ASGIApp, limits: Limits, held: ByteCounter) -> None:
-        self.app, self.limits, self.held = app, limits, held
+    def __init__(
+        self, app: ASGIApp, limits: Limits, held: ByteCounter, refused: Callable[[int], object] = lambda status: None
+    ) -> None:
+        self.app, self.limits, self.held, self.refused = app, limits, held, refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -74,6 +78,7 @@ class Guard:
                 response: Any = stop.response if isinstance(stop, _StopError) else None
                 if response is None:
                     response = JSONResponse(error_body(str(stop), "overloaded_error"), 429, {"retry-after": "1"})
+                self.refused(response.status_code)
                 await response(scope, receive, send)
 
     def _too_long(self) -> _StopError:
