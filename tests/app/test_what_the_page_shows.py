@@ -213,6 +213,11 @@ def test_lines_say_what_was_asked(question, plan, model):
     assert named == {name: value for name, value in (("model", model), ("plan", plan)) if value}
 
 
+def test_lines_have_the_length_of_answers_where_it_is_not_the_usual_one():
+    assert "max_new_tokens=16)" in python_line("a.png", "?", None, max_new_tokens=16)
+    assert shlex.split(shell_line("a.png", "?", None, max_new_tokens=16))[2:4] == ["--max-new-tokens", "16"]
+
+
 def test_the_code_of_tokens_chosen_by_hand_makes_the_same_plan():
     chosen = ByHand((1, 4), 9)
     code = ast.parse(python_line("a.png", "?", chosen))

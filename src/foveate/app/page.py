@@ -158,7 +158,7 @@ def build(
         session: Session,
     ) -> Generator[dict[Any, Any]]:
         """Show answers and times as they come, and then the pictures, which are made in passes of their own."""
-        session.file = path
+        session.file, shown = path, None
         try:
             visual = given(kind, path)
             if not question.strip():
@@ -171,11 +171,12 @@ def build(
                     break
                 compared = step
                 yield {answers: cards.answers(question, compared)}
-            shown = pictured(model, visual, question, compared)
+            if session.file == path:
+                shown = pictured(model, visual, question, compared)
         except Exception as error:
-            yield cleared(notice_of(error), "")
+            yield cleared(notice_of(error), "") if session.file == path else {answers: gr.skip()}
             return
-        if session.file != path:  # another one was given meanwhile; gradio repeats what a generator yields last
+        if shown is None or session.file != path:  # another was given; gradio repeats what a generator yields last
             yield {answers: gr.skip()}
             return
         titles = [view.title for view in shown.views]
@@ -187,8 +188,8 @@ def build(
             caption: cards.caption(shown.views[-1]),
             facts: cards.hint(shown.views[-1]),
             charts: cards.charts(compared),
-            python: gr.Code(python_line(file, question, followed, name), visible=True),
-            shell: gr.Code(shell_line(file, question, followed, name), visible=True),
+            python: gr.Code(python_line(file, question, followed, name, max_new_tokens), visible=True),
+            shell: gr.Code(shell_line(file, question, followed, name, max_new_tokens), visible=True),
         }
 
     def step(place: int | None, shown: Shown | None) -> tuple[Any, Any, Any]:
@@ -207,15 +208,19 @@ def build(
         chosen = fact(view, token)
         return outlined(view, chosen), cards.details(chosen)
 
-    def open_board(kind: str, path: str, on: Board | None) -> dict[Any, Any]:
+    def open_board(kind: str, path: str, session: Session) -> dict[Any, Any]:
         """Lay out the tokens of the image for choosing, in a pass of its own."""
         try:
             if kind == CLIP:
                 raise FoveateError(ONLY_IMAGES)
+            session.file = path
             image = opened(path)
-            return drawn(Board.of(ask(image, "?", model, ALL_TOKENS, max_new_tokens=1), image, path))
+            opening = drawn(Board.of(ask(image, "?", model, ALL_TOKENS, max_new_tokens=1), image, path))
         except Exception as error:
-            return drawn(None, notice_of(error))
+            opening = drawn(None, notice_of(error))
+        if kind == IMAGE and session.file != path:  # another image was given meanwhile
+            return {board: gr.skip()}
+        return opening
 
     def drawn(on: Board | None, message: str = cards.NO_BOARD) -> dict[Any, Any]:
         """Show the tokens for choosing, or why there are none."""
@@ -418,7 +423,7 @@ def build(
         overlay.select(click, [stage, state], [overlay, facts], **quick)
         # A later click starts from the result of an earlier one.
         in_turn = quick | {"concurrency_limit": 1, "concurrency_id": "board", "trigger_mode": "multiple"}
-        open_button.click(open_board, [asked_about, image, board], board_outputs, **on_model)
+        open_button.click(open_board, [asked_about, image, session], board_outputs, **on_model)
         board_picture.select(pick, board, board_outputs, **in_turn)
         all_button.click(keep_all, board, board_outputs, **in_turn)
         none_button.click(drop_all, board, board_outputs, **in_turn)
