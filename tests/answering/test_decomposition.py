@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from foveate import FoveateError
+from foveate import FoveateError, compress
 from foveate.answering import ask, ask_decomposed, decomposition
 from foveate.answering.decomposition import sub_questions, whole_sentences
 from foveate.cli import main
@@ -88,6 +88,17 @@ def test_what_is_wrong_is_one_sentence(qwen, clip):
     ]:
         with pytest.raises(FoveateError, match=message):
             ask_decomposed(**{"clip": clip, "question": "What happens?", "model": qwen, **arguments})
+
+
+def test_a_plan_next_to_an_attached_one_is_refused_as_by_ask(qwen, tmp_path):
+    pytest.importorskip("av")
+    path = save_clip(tmp_path / "a.mkv", frames=8, fps=4)
+    with compress(qwen[0], "divprune:50%"):
+        for plan in ("uniform-frames:2", "uniform-frames:2 + random:50%"):  # the first leaves nothing to attach
+            for way in (ask, ask_decomposed):
+                with pytest.raises(FoveateError, match="attached to this model already") as refused:
+                    way(path, "What happens?", qwen, plan, max_new_tokens=1)
+                assert refused.value.code == "attached-already"
 
 
 def test_the_command_line_prints_sub_questions_and_their_answers(folder, qwen, tmp_path, capsys, monkeypatch):

@@ -330,11 +330,20 @@ def _following(net: Any, processor: Any, as_it_is: bool, plan: Plan | None) -> A
         return nullcontext(handle_of(net))
     if plan is not None:
         return compress(net, plan, processor=processor)
+    check_unattached(net)
+    return nullcontext()
+
+
+def check_unattached(net: Any) -> None:
+    """Refuse a model that a plan is attached to, which a question with a plan of its own would follow too.
+
+    Raises:
+        FoveateError: there is one.
+    """
     attached = handle_of(net)
     if attached is not None:
         what = f"the plan '{attached.plan}' is attached to this model already"
         raise FoveateError(Refusal("attached-already", what, "restore it first, or ask without a plan"))
-    return nullcontext()
 
 
 def local(source: Any) -> Any:

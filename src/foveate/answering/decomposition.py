@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from foveate.answering.answer import Answer
-from foveate.answering.asking import ask, model_of, opened, sources_of
+from foveate.answering.asking import ask, check_unattached, model_of, opened, sources_of
 from foveate.answering.conversations import answer_batch
 from foveate.clips import Clip
 from foveate.core.errors import FoveateError
@@ -107,6 +107,8 @@ def ask_decomposed(
             "a question is asked in steps about one clip, not about images; ask about them without steps."
         )
     net, processor, name = model_of(model, wanted is None, loading)
+    if wanted is not None:
+        check_unattached(net)
     request = REQUEST.format(question=question.strip())
     if language_model is None:
         (written,) = answer_batch(net, processor, [[{"role": "user", "content": request}]], LIST_TOKENS)
