@@ -26,6 +26,7 @@ from tests.integrations.vllm.vllm_engines import (
     served,
     tokens,
 )
+from tests.tiny_model import save_internvl
 
 pytestmark = pytest.mark.slow
 
@@ -282,3 +283,22 @@ def test_the_environment_names_a_plan(tmp_path: Path, monkeypatch: pytest.Monkey
     assert tokens(answers) == in_process(folder, "pool:4", PROMPTS)
     saved = [len(b.prompt_token_ids) - len(a.prompt_token_ids) for a, b in zip(answers, whole, strict=True)]
     assert saved == [60 * len(images) for _, images, _ in PROMPTS]
+
+
+def test_a_plan_of_a_model_without_plans_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing would follow it; the engine itself is not made."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    folder = save_internvl(tmp_path)
+
+    def configured(**arguments: Any) -> Any:
+        return EngineArgs(str(folder), dtype="float32", max_model_len=128, **arguments).create_engine_config()
+
+    with pytest.raises(ValueError, match="InternVLForConditionalGeneration takes no plans in vLLM"):
+        configured(hf_overrides={"foveate_plan": "divprune:4"})
+    monkeypatch.setenv("FOVEATE_PLAN", "divprune:4")
+    with pytest.raises(ValueError, match="takes no plans in vLLM"):
+        configured()
+    assert configured(hf_overrides={"foveate_plan": ""})
+    monkeypatch.delenv("FOVEATE_PLAN")
+    assert configured()

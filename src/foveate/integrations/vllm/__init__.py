@@ -38,3 +38,5 @@ def register() -> None:
     for architecture, where in MODELS.items():
         ModelRegistry.register_model(architecture, where)
         prepare(architecture)
+    for architecture in ModelRegistry.get_supported_archs():
+        prepare(architecture, has_plans=False)  # of those that are not prepared yet

@@ -6,6 +6,7 @@ that cannot be served ends the start with one sentence.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import vllm  # ty: ignore[unresolved-import]
@@ -13,12 +14,13 @@ from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdate
 
 from foveate.compat import warn_if_untested
 from foveate.core.errors import FoveateError
+from foveate.integrations.vllm import MODELS
 from foveate.integrations.vllm.connectors import served_connector
-from foveate.integrations.vllm.plans import BLIND, NAME, serving_of
+from foveate.integrations.vllm.plans import BLIND, NAME, VARIABLE, serving_of
 
 
-def prepare(architecture: str) -> None:
-    """Add the plan check to vLLM's own checks of an architecture."""
+def prepare(architecture: str, has_plans: bool = True) -> None:
+    """Add the plan check to vLLM's own checks of an architecture, whose class is foveate's (`has_plans`) or vLLM's."""
     before = MODELS_CONFIG_MAP.get(architecture, VerifyAndUpdateConfig)
     if issubclass(before, _Check):
         return
@@ -27,17 +29,41 @@ def prepare(architecture: str) -> None:
         """Checks of one architecture, after vLLM's own."""
 
         _before = before
+        _has_plans = has_plans
 
     MODELS_CONFIG_MAP[architecture] = Check
 
 
 class _Check(VerifyAndUpdateConfig):
     _before: type[VerifyAndUpdateConfig]
+    _has_plans: bool
 
     @classmethod
     def verify_and_update_config(cls, vllm_config: Any) -> None:
         cls._before.verify_and_update_config(vllm_config)
-        check(vllm_config)
+        if cls._has_plans:
+            check(vllm_config)
+        else:
+            check_without_plans(vllm_config)
+
+
+def check_without_plans(vllm_config: Any) -> None:
+    """Check that an engine of a model with images whose class is vLLM's own has no plan, which nothing would follow.
+
+    Args:
+        vllm_config: The engine's `VllmConfig`.
+
+    Raises:
+        FoveateError: it has one.
+    """
+    model = vllm_config.model_config
+    text = getattr(model.hf_config, NAME, None)
+    text = os.environ.get(VARIABLE, "") if text is None else text
+    if model.multimodal_config is not None and text != "":
+        raise FoveateError(
+            f"{model.architecture} takes no plans in vLLM, and this engine was given {text!r}; possible are "
+            f"{', '.join(MODELS)}, and an empty {NAME} in --hf-overrides starts this one without a plan."
+        )
 
 
 def check(vllm_config: Any) -> None:
