@@ -11,8 +11,8 @@ import torch
 
 import foveate
 from foveate import FoveateError
-from foveate.answering.acquisition import image_tokens_of, open_conversation
-from foveate.answering.conversations import answer_batch
+from foveate.answering.acquisition import answer_batch_acquiring, image_tokens_of, open_conversation
+from foveate.answering.conversations import answer_batch, messages_of
 from foveate.batch import Output, answer_file, read_questions
 from foveate.cli import main
 from foveate.core.plan import Plan
@@ -60,6 +60,13 @@ def test_a_call_shows_the_original_as_well(pair) -> None:
         {"role": "user", "content": [{"type": "image", "image": picture()}]},
     ]).messages  # fmt: skip
     assert answer_batch(*pair, [messages], 60) == [second.text]
+
+
+def test_a_model_that_names_no_end_writes_up_to_the_limit(pair, monkeypatch) -> None:
+    monkeypatch.setattr(pair[0].generation_config, "eos_token_id", None)
+    conversation = messages_of([picture()], "A")
+    (answer,) = answer_batch_acquiring(*pair, [conversation], [50], VisionThink().resolve_weights(asking_model.folder()))
+    assert answer.turns[0].generated == 50 and asking_model.answer("7") in answer.turns[0].text
 
 
 def test_a_crop(pair) -> None:

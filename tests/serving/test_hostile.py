@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 import foveate
 from foveate.core.errors import FoveateError
 from foveate.serving import Limits, protocol
+from foveate.serving.app import _event
 from tests.serving.hostile import bad_addresses, bad_bodies, bad_images, base64_bomb, odd_images
 from tests.serving.live_server import EXAMPLES, Served, asking, data_uri, running, wait_until
 
@@ -194,6 +195,14 @@ def test_memory_is_given_back(guarded: Served) -> None:
         assert httpx.post(f"{server.address}/v1/chat/completions", json=body).status_code == 429
         assert ask(server, large).status_code == 200
         wait_until(lambda: server.engine.state["waiting"] == 0)
+
+
+def test_events_are_two_lines_whatever_the_text() -> None:
+    """Also for clients that take every separator of Unicode for the end of a line, as `httpx.Response.iter_lines`."""
+    text = "one\u2028two\x85three\x0bfour\r\nfive \u65e5\U0001f600"
+    event = _event({"content": text})
+    assert len(event.splitlines()) == 2 and event.endswith("\n\n")
+    assert json.loads(event.removeprefix("data: ")) == {"content": text}
 
 
 json_values = st.recursive(

@@ -261,7 +261,7 @@ def answer_batch_acquiring(
 def _generated(model: Any, row: torch.Tensor, limit: int) -> int:
     """Tokens of a row up to its limit or its end, the end included."""
     ends = model.generation_config.eos_token_id
-    is_end = torch.isin(row, torch.tensor(ends, device=row.device)).nonzero()
+    is_end = torch.isin(row, torch.tensor([] if ends is None else ends, dtype=row.dtype, device=row.device)).nonzero()
     return min(limit, int(is_end[0]) + 1 if len(is_end) else len(row))
 
 

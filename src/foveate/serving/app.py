@@ -388,4 +388,5 @@ class _Events(StreamingResponse):
 
 
 def _event(body: dict[str, Any]) -> str:
-    return f"data: {json.dumps(body, ensure_ascii=False, separators=(',', ':'))}\n\n"
+    # In ASCII: some clients end lines where `str.splitlines` does, at characters that JSON does not escape.
+    return f"data: {json.dumps(body, separators=(',', ':'))}\n\n"
