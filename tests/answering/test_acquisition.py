@@ -65,7 +65,9 @@ def test_a_call_shows_the_original_as_well(pair) -> None:
 def test_a_model_that_names_no_end_writes_up_to_the_limit(pair, monkeypatch) -> None:
     monkeypatch.setattr(pair[0].generation_config, "eos_token_id", None)
     conversation = messages_of([picture()], "A")
-    (answer,) = answer_batch_acquiring(*pair, [conversation], [50], VisionThink().resolve_weights(asking_model.folder()))
+    (answer,) = answer_batch_acquiring(
+        *pair, [conversation], [50], VisionThink().resolve_weights(asking_model.folder())
+    )
     assert answer.turns[0].generated == 50 and asking_model.answer("7") in answer.turns[0].text
 
 
