@@ -133,11 +133,19 @@ def test_impossible_questions(pair) -> None:
         ask(pair, "A", "visionthink", keep_pooling=True)
     with pytest.raises(FoveateError, match="it must come first in a plan"):
         ask(pair, "A", "divprune:50% + visionthink")
-    turn = {"role": "user", "content": [{"type": "image", "image": picture()}, {"type": "text", "text": "A"}]}
+    shown, called = {"type": "image", "image": picture()}, {"type": "text", "text": FULL}
+    turn, image = (
+        {"role": "user", "content": [shown, {"type": "text", "text": "A"}]},
+        {"role": "user", "content": [shown]},
+    )
+    assert open_conversation(VisionThink(), SHORT, [turn, {"role": "assistant", "content": [called]}, image]).is_second
     for messages, sentence in (
         ([turn, {"role": "assistant", "content": "7"}, turn], "and the model's text holds none"),
         ([turn, {"role": "assistant", "content": FULL}], "is one question about one image, or its second turn"),
         ([{"role": "user", "content": "A"}], "is asked about one image"),
+        ([{"role": "system", "content": [shown]}, turn], "reads text alone in messages of the system"),
+        ([turn, {"role": "assistant", "content": [called, shown]}, image], "in messages of the assistant"),
+        ([turn, {"role": "assistant", "content": FULL}, turn], "visionthink holds the image alone; leave its text out"),
     ):
         with pytest.raises(FoveateError, match=sentence):
             open_conversation(VisionThink(), SHORT, messages)

@@ -151,7 +151,7 @@ def open_conversation(method: AcquisitionMethod, prompts: Prompts, messages: Seq
     rest = [{**message, "content": _parts(message)} for message in messages]
     system = None
     if rest and rest[0]["role"] == "system":
-        system = "\n".join(part["text"] for part in rest.pop(0)["content"])
+        system = _only_text(rest.pop(0))
     roles = [message["role"] for message in rest]
     if roles not in (["user"], ["user", "assistant", "user"]):
         raise FoveateError(
@@ -163,11 +163,25 @@ def open_conversation(method: AcquisitionMethod, prompts: Prompts, messages: Seq
     first = first_messages(method, prompts, image, question, system)
     if len(rest) == 1:
         return Opened(first, image, False)
-    written = "\n".join(part["text"] for part in rest[1]["content"] if part["type"] == "text")
+    written = _only_text(rest[1])
     if method.read_call(written, image.size) is None:
         raise FoveateError(f"a second turn under {method.name} follows a tool call, and the model's text holds none.")
     second = only_image([part.get("image") for part in rest[2]["content"] if part["type"] != "text"])
+    if any(part["text"].strip() for part in rest[2]["content"] if part["type"] == "text"):
+        raise FoveateError(
+            f"the message that follows a tool call under {method.name} holds the image alone; leave its text out: the "
+            "model was trained with another."
+        )
     return Opened(second_messages(prompts, first, written, second), image, True)
+
+
+def _only_text(message: dict[str, Any]) -> str:
+    if any(part["type"] != "text" for part in message["content"]):
+        raise FoveateError(
+            f"a model that asks for more of an image reads text alone in messages of the {message['role']}; give the "
+            "image with the question."
+        )
+    return "\n".join(part["text"] for part in message["content"])
 
 
 def only_image(images: Sequence[Any]) -> Image.Image:

@@ -122,7 +122,7 @@ def processed(processor: Any, **options: Any) -> Any:
     except FoveateError:
         raise
     except ValueError as error:
-        reason = next(iter(str(error).splitlines()), "it does not say why").rstrip(". ")
+        reason = next(iter(str(error).splitlines()), "it does not say why")[:300].rstrip(". ")
         raise FoveateError(f"the processor of this model refuses the images or the text: {reason}.") from error
 
 
