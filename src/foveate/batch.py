@@ -304,7 +304,7 @@ def answer_questions(
     if conversations:
         try:
             acquisition, attached = split_acquisition(chosen, getattr(model, "name_or_path", ""))
-            with _following(model, attached):
+            with _following(model, processor, attached):
                 answer(conversations)
         except FoveateError as error:  # the model cannot follow the plan, or not be freed of it: not the run's end
             for question, head, _ in conversations:
@@ -313,12 +313,12 @@ def answer_questions(
 
 
 @contextmanager
-def _following(model: Any, plan: Plan | None) -> Generator[None]:
+def _following(model: Any, processor: Any, plan: Plan | None) -> Generator[None]:
     followed = None if plan is None else plan.for_model
     if followed is None:
         yield
     else:
-        with compress(model, followed):
+        with compress(model, followed, processor=processor):
             yield
 
 
@@ -353,7 +353,7 @@ def answer_file(
     acquisition, attached = split_acquisition(plan, getattr(model, "name_or_path", ""))
     if acquisition is not None:
         acquisition.read_prompts()
-    with _following(model, attached):
+    with _following(model, processor, attached):
         pass
     for batch in batches(remaining, batch_size):
         output.add(answer_questions(model, processor, batch, plan, max_new_tokens))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,9 @@ from PIL import Image
 from transformers import AutoConfig, AutoProcessor, LlamaConfig, LlavaForConditionalGeneration
 
 import foveate
+from foveate.batch import Question, answer_questions
 from foveate.cli import main
+from foveate.runtime import handle_of
 from tests.serving.live_server import asking, data_uri, running
 from tests.tiny_model import SPREAD, noise, save_llava, text_config
 
@@ -178,3 +181,30 @@ def test_the_answer_is_the_same(
 ) -> None:
     asked = [number for number, (plan, _, _) in enumerate(cases) if way is not vllm or plan not in NOT_IN_VLLM]
     assert way(folder, [cases[number] for number in asked]) == [expected[number] for number in asked]
+
+
+@pytest.mark.parametrize("way", ["ask", "batch", "server"])
+def test_the_question_is_located_with_the_processor_that_was_given(folder: Path, tmp_path: Path, way: str) -> None:
+    """Not with a tokenizer next to the weights: a model in memory and a revision of the Hub have none in reach."""
+    model, processor = foveate.load(folder, plan=None)
+    model.name_or_path = ""
+    picture, plan, question = tmp_path / "a.png", "cdpruner:9", "What is it?"
+    noise(32, 32).save(picture)
+    notes: list[Any] = []
+
+    def note(*_: Any) -> None:
+        handle = handle_of(model)
+        assert handle is not None
+        notes.extend(image.notes for image in handle.report().images)
+
+    hook = model.get_output_embeddings().register_forward_hook(note)
+    if way == "ask":
+        foveate.ask(picture, question, (model, processor), plan, max_new_tokens=1)
+    elif way == "batch":
+        answer_questions(model, processor, [Question(0, 0, (picture,), question, plan)], max_new_tokens=1)
+    else:
+        with running(model, processor, plan=plan) as served:
+            messages = asking(question, data_uri(picture.read_bytes()))
+            served.client().chat.completions.create(model="embedded", messages=messages, max_tokens=1)  # ty: ignore
+    hook.remove()
+    assert notes and not any("no tokenizer" in line for image in notes for line in image)

@@ -427,7 +427,7 @@ class Engine:
             self._handle.restore()
             self._handle = None
         if plan is not None and self._handle is None:
-            self._handle = compress(self.model, plan)
+            self._handle = compress(self.model, plan, processor=self.processor)
 
 
 def _usage(row: GenerationState, length: int, images: ImageTokens) -> TurnUsage:

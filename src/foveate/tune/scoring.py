@@ -127,7 +127,7 @@ class Flow:
         """
         missing = [item for item in items if (item.task, item.index) not in self._full_model]
         self._full_model |= self._states(missing)
-        with compress(self._model, plan):
+        with compress(self._model, plan, processor=self._processor):
             plan_states = self._states(items)
         cosines = [
             float(torch.cosine_similarity(state, self._full_model[key], dim=0)) for key, state in plan_states.items()

@@ -182,7 +182,7 @@ class EvaluatedModel:
         except (ImportError, ValueError) as error:
             raise FoveateError(f"attention {implementation!r} cannot be used here: {error}") from error
         if handle is not None:
-            compress(self.model, handle.plan)
+            compress(self.model, handle.plan, processor=self.processor)
 
     def attach(self, plan: str) -> None:
         """Replace the attached plan, and count tokens anew.
