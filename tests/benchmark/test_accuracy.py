@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from foveate import FoveateError, load
-from foveate.benchmark import accuracy
+from foveate.benchmark import accuracy, tasks
 from foveate.benchmark.accuracy import AccuracySettings, answer_items, rows_path, run
 from foveate.benchmark.results import write_json
 from foveate.benchmark.rows import Rows
@@ -166,6 +167,44 @@ def test_a_line_that_was_cut_off_is_asked_again(result, settings, tmp_path):
         rest = run(settings, copy, resume=True, command=document["command"])
         assert answers(copy) == answers(path)
         assert rest["rows"] == document["rows"]
+
+
+def test_separators_in_answers_end_no_line(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    answers = [
+        {"model": "m", "plan": "full model", "task": "chat", "index": index, "turn": 0, "text": text}
+        for index, text in enumerate(("a\u2028b", "c\x85", "d\u2029", "e"))
+    ]
+    Rows(path, {}).add(answers)
+    before = path.read_bytes()
+    assert Rows(path, {}, resume=True).rows == answers
+    assert path.read_bytes() == before
+
+
+def test_tasks_about_clips_can_be_added(tmp_path):
+    path, row = tmp_path / "rows.jsonl", {"model": "m", "plan": "p", "task": "t", "index": 0, "turn": 0}
+    Rows(path, {"count": 1}).add([row])
+    for clips in ({"clips": [2.0]}, {}, {"clips": [2.0]}):
+        assert Rows(path, {"count": 1, **clips}, resume=True, partial=("clips",)).rows == [row]
+    for settings in ({"count": 1, "clips": [3.0]}, {"count": 2}):
+        with pytest.raises(FoveateError, match="other settings"):
+            Rows(path, settings, resume=True, partial=("clips",))
+
+
+def test_answers_to_a_file_that_has_changed_are_not_gone_on_with(tmp_path):
+    Image.new("RGB", (64, 64), "white").save(tmp_path / "page.png")
+    data, path = tmp_path / "questions.jsonl", tmp_path / "result.json"
+
+    def settings(answer: str) -> AccuracySettings:
+        turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": answer}]
+        data.write_text(json.dumps({"image": "page.png", "conversations": turns}) + "\n", encoding="utf-8")
+        tasks._file.cache_clear()
+        return AccuracySettings(tasks=(str(data),), count=1, batch_size=1, threads=1)
+
+    run(settings("untouched"), path)  # also the former name of the full model
+    assert run(settings("untouched"), path, resume=True)["rows"]
+    with pytest.raises(FoveateError, match="answers to other questions of .*questions.jsonl, which has changed"):
+        run(settings("two"), path, resume=True)
 
 
 def command(path: Path, *more: str) -> list[str]:

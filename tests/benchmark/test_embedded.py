@@ -99,6 +99,8 @@ def test_a_stopped_evaluation_goes_on_where_it_stood(folder, tmp_path):
     arguments = (["read_word", "count_shapes"], 4, 1, Pictures(0.5, (128, 560), 12), 2)
     whole = evaluate(str(folder), tmp_path / "whole.jsonl", *arguments)
     assert len(whole) == 8
+    fewer = evaluate(str(folder), tmp_path / "whole.jsonl", ["read_word"], 2, *arguments[2:])
+    assert sorted(row["index"] for row in fewer) == [0, 1]  # others that the file has do not count
 
     lines = (tmp_path / "whole.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     stopped = tmp_path / "stopped.jsonl"
@@ -118,6 +120,15 @@ def test_rows_of_another_evaluation_are_not_mixed_in(tmp_path):
     path.write_text(json.dumps({"model": "other", "difficulty": 1.0}) + "\n", encoding="utf-8")
     with pytest.raises(FoveateError, match="another evaluation"):
         evaluate("one", path, ["read_word"], 1, 1, Pictures(), 1)
+
+
+def test_another_number_of_spread_questions_is_refused(tmp_path):
+    pytest.importorskip("easy_vqa")
+    path = tmp_path / "rows.jsonl"
+    rows = [{"task": q.task, "index": q.index, "question": q.text} for q in questions("easy_vqa", 7, Pictures(), set())]
+    path.write_text("\n".join(map(json.dumps, [{"model": "one", "difficulty": 1.0}, *rows])) + "\n", encoding="utf-8")
+    with pytest.raises(FoveateError, match="another number of questions of easy_vqa"):
+        evaluate("one", path, ["easy_vqa"], 1, 5, Pictures(), 1)
 
 
 def test_unknown_tasks_are_named(tmp_path):

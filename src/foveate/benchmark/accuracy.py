@@ -6,6 +6,7 @@ are greedy and compared as `matching.normal` writes them.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
@@ -17,10 +18,10 @@ from foveate.benchmark.budgets import FULL_MODEL, with_controls
 from foveate.benchmark.generation import Prepared, ask, batches, prepare
 from foveate.benchmark.matching import matches
 from foveate.benchmark.questions import QuestionSettings, check_models
-from foveate.benchmark.results import write_json
+from foveate.benchmark.results import parse_result, write_json
 from foveate.benchmark.rows import Rows
 from foveate.benchmark.scores import scores
-from foveate.benchmark.tasks import ClipSettings, Item, check_clips, items
+from foveate.benchmark.tasks import ClipSettings, Item, check_clips, items, turns_of
 from foveate.core.errors import FoveateError
 from foveate.core.full_model import is_full_model
 from foveate.core.plan import Plan
@@ -164,11 +165,12 @@ def run(
         The content of the file.
 
     Raises:
-        FoveateError: there are answers already and `resume` is not given, or they were made with other settings; a
-            model cannot be loaded or asked.
+        FoveateError: there are answers already and `resume` is not given, or they were made with other settings or for
+            other questions; a model cannot be loaded or asked.
         KeyboardInterrupt: after the result so far has been written.
     """
-    rows = Rows(None if path is None else rows_path(path), settings.described, resume)
+    rows = Rows(None if path is None else rows_path(path), settings.described, resume, partial=("clips",))
+    _check_questions(rows, settings)
     run = _Run(settings, rows, report, progress)
     with profiling.threads(settings.threads):
         hardware = profiling.hardware(settings.runs_on)
@@ -195,6 +197,20 @@ def run(
             document()
             raise
         return document()
+
+
+def _check_questions(rows: Rows, settings: AccuracySettings) -> None:
+    """Raise FoveateError if there are answers to other questions than a file has now."""
+    files = {task: turns for task in settings.tasks if (turns := turns_of(task, settings.count)) is not None}
+    for row in rows.rows:
+        if (turns := files.get(row["task"])) is None:
+            continue
+        asked = turns[row["index"]][row["turn"] : row["turn"] + 1] if row["index"] < len(turns) else ()
+        if parse_result(json.dumps(asked)) != [[row["question"], row["answer"]]]:  # rows are read with current names
+            raise FoveateError(
+                f"{rows.path} has answers to other questions of {row['task']}, which has changed since; choose another "
+                "file."
+            )
 
 
 def rows_path(path: Path) -> Path:

@@ -118,14 +118,10 @@ def questions(task: str, count: int, pictures: Pictures, skip: set[int]) -> Iter
 
     Rendered tasks are drawn from the held-out split; easy-VQA's are spread evenly over its test split.
     """
-    from foveate.synthetic import easy_vqa, render
+    from foveate.synthetic import render
 
     if task == EASY_VQA:
-        everything = list(easy_vqa("test"))
-        for index in range(min(count, len(everything))):
-            if index not in skip:
-                image, text, answer = everything[index * len(everything) // min(count, len(everything))]
-                yield Question(task, index, image, text, answer)
+        yield from (question for question in _easy_questions(count) if question.index not in skip)
         return
     for index in range(count):
         if index not in skip:
@@ -138,6 +134,16 @@ def questions(task: str, count: int, pictures: Pictures, skip: set[int]) -> Iter
                 least=pictures.least,
             )
             yield Question(task, index, sample.image, sample.question, sample.answer)
+
+
+def _easy_questions(count: int) -> Iterator[Question]:
+    """Questions of easy-VQA, spread evenly over its test split."""
+    from foveate.synthetic import easy_vqa
+
+    everything = list(easy_vqa("test"))
+    count = min(count, len(everything))
+    for index in range(count):
+        yield Question(EASY_VQA, index, *everything[index * len(everything) // count])
 
 
 def batches(stream: Iterator[Question], size: int) -> Iterator[list[Question]]:
@@ -183,7 +189,7 @@ def evaluate(
     """Answer all questions that `rows_file` does not hold yet, and return the rows of all.
 
     Raises:
-        FoveateError: a task does not exist, or the rows come from an evaluation with other settings.
+        FoveateError: a task does not exist, or the rows come from an evaluation with other settings or questions.
     """
     from foveate.synthetic import TASKS
 
@@ -192,6 +198,11 @@ def evaluate(
         raise FoveateError(f"unknown tasks {', '.join(unknown)}; possible are {', '.join((*TASKS, EASY_VQA))}.")
     settings = {"model": name or "embedded", **pictures.settings()}
     rows = _read_rows(rows_file, settings)
+    if EASY_VQA in tasks and any(row["task"] == EASY_VQA for row in rows):
+        # Which ones are spread over the split depends on their number.
+        asked = {question.index: question.text for question in _easy_questions(easy_count)}
+        if any(asked.get(row["index"]) != row["question"] for row in rows if row["task"] == EASY_VQA):
+            raise FoveateError(f"{rows_file} holds another number of questions of {EASY_VQA}; choose another file.")
     done: dict[str, set[int]] = defaultdict(set)
     for row in rows:
         done[row["task"]].add(row["index"])
@@ -216,7 +227,7 @@ def evaluate(
                 file.flush()
             of_task = [row for row in rows if row["task"] == task]
             notes.print(f"{task}: {sum(row['right'] for row in of_task)} of {len(of_task)}")
-    return [row for row in rows if row["task"] in tasks]
+    return [row for row in rows if row["task"] in tasks and (row["task"] == EASY_VQA or row["index"] < count)]
 
 
 def _read_rows(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:

@@ -103,6 +103,6 @@ def earlier(path: Path, described: dict[str, Any], parts: Sequence[str], kind: s
         raise FoveateError(f"{path} is not a result of `foveate bench {kind}`, so it cannot be resumed.")
     described = json.loads(json.dumps(described))  # as the file has them: lists in place of tuples
     if settings != described:
-        different = sorted(key for key in described if settings.get(key) != described[key])
+        different = sorted(key for key in {*described, *settings} if settings.get(key) != described.get(key))
         raise FoveateError(f"{path} was measured with other settings ({', '.join(different)}); choose another file.")
     return lists

@@ -7,14 +7,14 @@ tasks. All lines of a batch are written at once; a kill loses the current batch.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 from foveate.benchmark.results import parse_result
 from foveate.core.errors import FoveateError
 from foveate.core.files import write_text
-from foveate.core.text_files import read_text
+from foveate.core.text_files import lines_of, read_text
 
 KIND = "accuracy-rows"
 
@@ -26,6 +26,7 @@ class Rows:
         path: The file; None keeps the answers in memory only.
         settings: What they were made with, as plain JSON values.
         resume: Go on with what the file holds.
+        partial: Names of settings that only some answers depend on: where one side lacks them, they do not differ.
 
     Attributes:
         rows: every answer.
@@ -37,7 +38,9 @@ class Rows:
             file is none of these.
     """
 
-    def __init__(self, path: Path | None, settings: dict[str, Any], resume: bool = False) -> None:
+    def __init__(
+        self, path: Path | None, settings: dict[str, Any], resume: bool = False, partial: Collection[str] = ()
+    ) -> None:
         self.path = path
         self.rows: list[dict[str, Any]] = []
         self.impossible: dict[tuple[str, str], dict[str, str]] = {}
@@ -48,7 +51,7 @@ class Rows:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and path.stat().st_size:
-            self._read(path, head, resume)
+            self._read(path, head, resume, partial)
         else:
             write_text(path, json.dumps(head) + "\n")
 
@@ -88,7 +91,7 @@ class Rows:
             except OSError as error:  # the file may end in half a line, which --resume removes
                 raise FoveateError(f"{self.path} could not be written: {error.strerror}.") from error
 
-    def _read(self, path: Path, head: dict[str, Any], resume: bool) -> None:
+    def _read(self, path: Path, head: dict[str, Any], resume: bool, partial: Collection[str]) -> None:
         entries, broken = _entries(path)
         if not entries or not isinstance(entries[0], dict) or entries[0].get("kind") != KIND:
             raise FoveateError(f"{path} has no answers of this benchmark; choose another file.")
@@ -98,12 +101,15 @@ class Rows:
         if not resume:
             raise FoveateError(f"{path} has answers already; continue with --resume, or choose another file.")
         file_settings, settings = entries[0]["settings"], head["settings"]
+        new = {name: settings[name] for name in partial if name in settings and name not in file_settings}
+        file_settings |= new
+        settings |= {name: file_settings[name] for name in partial if name in file_settings and name not in settings}
         if file_settings != settings:
             different = ", ".join(
                 sorted(key for key in {*file_settings, *settings} if file_settings.get(key) != settings.get(key))
             )
             raise FoveateError(f"{path} was made with other settings ({different}); choose another file.")
-        if broken:  # a kill or a full disk cut the last line off
+        if broken or new:  # a kill or a full disk cut the last line off
             write_text(path, "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in entries))
         for entry in entries[1:]:
             if "impossible" in entry:
@@ -128,9 +134,10 @@ def _entries(path: Path) -> tuple[list[Any], bool]:
         text = read_text(path, errors="replace")
     except OSError as error:
         raise FoveateError(f"{path} cannot be read: {error}") from error
-    for line in text.splitlines(keepends=True):
+    ends = text.endswith("\n")
+    for line in lines_of(text)[: -1 if ends else None]:  # answers may hold separators such as U+2028
         try:
             entries.append(parse_result(line))
         except json.JSONDecodeError:
             return entries, True
-    return entries, not text.endswith("\n")
+    return entries, not ends

@@ -302,10 +302,27 @@ def _detail(index: int, difficulty: float, longest: int) -> Item:
 
 def _spread(task: str, everything: list[Item] | _File, count: int, first: int) -> Iterator[Item]:
     """Select `count` evenly spaced items, each with its index among all."""
-    count = min(count, len(everything))
-    for index in range(count):
-        chosen = everything[(index * len(everything) // count + first) % len(everything)]
+    for index, place in enumerate(_places(len(everything), count, first)):
+        chosen = everything[place]
         yield Item(task, first + index, chosen.images, chosen.turns, chosen.system)
+
+
+def _places(total: int, count: int, first: int) -> list[int]:
+    """Places of `count` evenly spaced items among `total`, shifted by `first`; all where there are fewer."""
+    count = min(count, total)
+    return [(index * total // count + first) % total for index in range(count)]
+
+
+def turns_of(task: str, count: int) -> list[tuple[tuple[str, str], ...]] | None:
+    """Questions and answers of the first `count` items of a file, without its images; None: the task is no file.
+
+    Raises:
+        FoveateError: the file cannot be read.
+    """
+    if task in (*names(), *CLIP_TASKS):
+        return None
+    file = _file(task)
+    return [file.turns(place) for place in _places(len(file), count, 0)]
 
 
 @lru_cache(maxsize=1)
@@ -337,12 +354,17 @@ class _File:
 
     def __getitem__(self, index: int) -> Item:
         example = self._examples[index]
-        spoken = example.conversations
-        system = spoken[0]["value"].strip() if spoken[0]["from"] == "system" else ""
+        first = example.conversations[0]
+        system = first["value"].strip() if first["from"] == "system" else ""
+        images = tuple(open_image(image).convert("RGB") for image in example.images)
+        return Item(self._path, index, images, self.turns(index), system)
+
+    def turns(self, index: int) -> tuple[tuple[str, str], ...]:
+        """Question and right answer of every turn of a conversation."""
+        spoken = self._examples[index].conversations
         questions = [turn["value"].replace(PLACEHOLDER, "").strip() for turn in spoken if turn["from"] == "human"]
         right = [turn["value"].strip() for turn in spoken if turn["from"] == "gpt"]
-        images = tuple(open_image(image).convert("RGB") for image in example.images)
-        return Item(self._path, index, images, tuple(zip(questions, right, strict=True)), system)
+        return tuple(zip(questions, right, strict=True))
 
 
 @lru_cache(maxsize=8)
