@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 from collections.abc import Generator
@@ -262,6 +264,20 @@ def locate(name: str | os.PathLike[str] | None) -> str:
     elif not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", location) or location.startswith("."):
         raise FoveateError(f"there is no folder {location!r}, and it cannot be a Hub id, which reads 'owner/name'.")
     return location
+
+
+def fingerprint(name: str | None) -> str | None:
+    """Return what identifies a model: its name, and for a folder a hash of the names, sizes and times of its files.
+
+    Raises:
+        FoveateError: see `locate`.
+    """
+    place = Path(locate(name))
+    if not place.is_dir():
+        return name
+    files = sorted(path for path in place.iterdir() if path.suffix in (".json", ".safetensors", ".bin"))
+    contents = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(json.dumps(contents).encode()).hexdigest()
 
 
 def _shown(name: str | os.PathLike[str] | None) -> str:

@@ -187,6 +187,15 @@ def test_other_settings_are_refused_in_the_same_folder(result, settings, tmp_pat
         Study(tmp_path / "new.journal", described, 0)
 
 
+def test_a_model_that_has_changed_is_another_search(tmp_path):
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    settings = TuneSettings(model=str(tmp_path), target_ttft=0.5, tasks=("read_word",))
+    before = settings.described
+    assert settings.described == before
+    (tmp_path / "model.safetensors").write_bytes(b"trained further")
+    assert {name for name in before if settings.described[name] != before[name]} == {"content of the model"}
+
+
 def command(data: Path, folder: Path, *more: str) -> list[str]:
     start = [sys.executable, "-m", "foveate", "tune", "embedded", "--target-ttft", "0.99", "--data", str(data)]
     start += [
@@ -374,6 +383,7 @@ def test_there_is_nothing_to_draw_without_trials(result, tmp_path):
         (["--min-accuracy", "97%", "--data", "nowhere.json"], "nowhere.json cannot be read"),
         (["--min-accuracy", "97%", "--budgets", "half"], "'half' is no budget"),
         (["--min-accuracy", "97%", "--count", "1"], "--count"),
+        (["--min-accuracy", "97%", "--tasks", "clip_count"], "clip_count is about clips"),
     ],
 )
 def test_what_cannot_work_is_said_in_one_sentence(arguments, message, capsys, tmp_path):

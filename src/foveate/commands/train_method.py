@@ -13,7 +13,7 @@ import typer
 
 from foveate.commands.lists import numbers_in, sides_in
 from foveate.commands.options import GoOn, Json, MaxMinutes, WhereItRuns
-from foveate.commands.training import identity, with_progress
+from foveate.commands.training import with_progress
 from foveate.console import command_line, console, notes, print_json
 
 Model = Annotated[
@@ -48,6 +48,7 @@ def train_method(
     Raises:
         FoveateError: nothing trains that method, or its trainer refuses.
     """
+    from foveate.loading import fingerprint
     from foveate.training.methods import trainer_of
     from foveate.training.run_directory import RunDirectory, check_output
 
@@ -55,7 +56,7 @@ def train_method(
     trainer = cls(cls.config_class(**options))
     check_output(output)
     data = trainer.data()
-    run: Any = RunDirectory(output, {"model": identity(model), **trainer.about()}, resume) if cls.resumable else None
+    run: Any = RunDirectory(output, {"model": fingerprint(model), **trainer.about()}, resume) if cls.resumable else None
     with notes.status(f"reading {model or 'the embedded model'}"):
         net, processor = trainer.load(model, device)
     state = with_progress(
@@ -67,8 +68,8 @@ def train_method(
         "finished": state.finished,
         "output": str(output) if state.finished else None,
         "model": model or "embedded",
-        **trainer.describe(net, state),
         **({"log": str(run.log.path)} if run else {}),
+        **trainer.describe(net, state),
     }
     if state.finished:
         trainer.save(state.network, output)

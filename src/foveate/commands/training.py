@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -15,18 +12,6 @@ from foveate.console import notes
 if TYPE_CHECKING:
     from foveate.training.callbacks import StopRequest
     from foveate.training.run_directory import OnProgress
-
-
-def identity(model: str | None) -> str | None:
-    """Return what identifies a model: its name, and for a folder a hash of its files."""
-    from foveate.loading import locate
-
-    place = Path(locate(model))
-    if not place.is_dir():
-        return model
-    files = sorted(path for path in place.iterdir() if path.suffix in (".json", ".safetensors", ".bin"))
-    contents = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    return hashlib.sha256(json.dumps(contents).encode()).hexdigest()
 
 
 def with_progress(what: str, max_minutes: float | None, fit: Callable[[OnProgress, StopRequest], Any]) -> Any:

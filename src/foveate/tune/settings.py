@@ -12,6 +12,8 @@ from typing import Any, Literal
 from foveate.benchmark.questions import QuestionSettings, check_models
 from foveate.core.errors import FoveateError
 from foveate.core.plan import Budget
+from foveate.loading import fingerprint
+from foveate.synthetic.clips import CLIP_TASKS
 from foveate.tune.goal import Goal
 
 #: Steps of about a fourth: a few hundred questions cannot distinguish finer ones.
@@ -70,6 +72,8 @@ class TuneSettings(QuestionSettings):
             raise FoveateError(
                 "count must be at least 2: one part of the questions is for the search, the other for confirmation."
             )
+        if clips := [task for task in self.tasks if task in CLIP_TASKS]:
+            raise FoveateError(f"a search asks about images, and {clips[0]} is about clips; name other tasks.")
         if self.cost not in ("time", "flops"):
             raise FoveateError(f"cost {self.cost!r} is not one of time, flops.")
         if self.objective not in ("accuracy", "information-flow"):
@@ -88,10 +92,12 @@ class TuneSettings(QuestionSettings):
 
     @property
     def described(self) -> dict[str, Any]:
-        """Settings that must agree for trials to share a folder, with the content of task files."""
+        """Settings that must agree for trials to share a folder, with the content of task files and of the model."""
         values = {name: value for name, value in asdict(self).items() if name not in _FREE}
         files = [task for task in self.tasks if Path(task).suffix in (".json", ".jsonl")]
         values["content of files"] = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files]
+        if self.model != "embedded" and Path(self.model).is_dir():
+            values["content of the model"] = fingerprint(self.model)
         return json.loads(json.dumps(values))
 
 
