@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +62,14 @@ def weights(model) -> torch.Tensor:
 
 def test_a_stopped_run_gives_the_weights_of_an_unstopped_one(tmp_path: Path) -> None:
     _, whole, run = fit(tmp_path / "whole", 2, kl=0.1)
-    _, half, _ = fit(tmp_path / "half", 2, stop_after=1, kl=0.1)
+    _, half, half_run = fit(tmp_path / "half", 2, stop_after=1, kl=0.1)
     assert (whole.step, whole.finished, half.step, half.finished) == (2, True, 1, False)
+    killed = half_run.path / "grpo" / "checkpoint-2"  # while it was written, before its last file
+    shutil.copytree(half_run.path / "grpo" / "checkpoint-1", killed)
+    (killed / "trainer_state.json").unlink()
     one, resumed, _ = fit(tmp_path / "half", 2, kl=0.1)
     assert resumed.finished
+    assert Path(one.describe(resumed.network, resumed)["log"]) == half_run.path / "grpo" / "log.jsonl"
     torch.testing.assert_close(weights(resumed.network), weights(whole.network), atol=1e-6, rtol=1e-5)
     log = [json.loads(line) for line in (run.path / "grpo" / "log.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in log] == [1, 2] and {"reward", "asked_small", "image_tokens"} <= set(log[0])
@@ -94,6 +99,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main([*arguments, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["finished"] and document["steps"] == 2
+    assert Path(document["log"]).is_file()
     rows = document["measured"]
     assert set(rows) == {"policy", "always low", "always full"}
     assert rows["always low"]["image tokens"] < rows["always full"]["image tokens"]
@@ -155,6 +161,10 @@ def test_scores_of_crops() -> None:
     expected = dtpo_advantages(tool, outcome, turns, 4) * turn_weights(turns)
     torch.testing.assert_close(scored.advantages, expected, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(scored.rewards, tool + outcome)
+    # A group whose rewards are all alike takes no part in the loss, and none in the shares of first and last turns.
+    alike = [rollouts[-1]] * 4
+    more = one.score([*rollouts, *alike], padded([rollout.turns for rollout in (*rollouts, *alike)], 0))
+    torch.testing.assert_close(more.advantages[:4, : turns.shape[1]], scored.advantages)
 
 
 def test_scores_of_image_quality() -> None:

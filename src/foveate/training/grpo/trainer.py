@@ -8,6 +8,7 @@ the loss, the optimizer, checkpoints and the log.
 from __future__ import annotations
 
 import copy
+import shutil
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,9 +18,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from transformers import TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
 
 from foveate.core.errors import FoveateError
+from foveate.core.text_files import read_json
+from foveate.training import checkpoints
 from foveate.training.callbacks import StopRequest
 from foveate.training.grpo.advantages import informative
 from foveate.training.grpo.rollouts import Conversation, Question, Rollout, log_probabilities, padded
@@ -262,8 +265,7 @@ def run_grpo(
     )
     log = RunLog(folder / "log.jsonl")
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint = get_last_checkpoint(str(folder))
-    done = 0 if checkpoint is None else int(checkpoint.rpartition("-")[2])
+    checkpoint, done = newest_checkpoint(folder)
     callback = RunCallback(log, on_progress, stop, log.rewind(done))
     numbers = range(steps * questions)
     trainer = TwoTurnGRPOTrainer(conversation, question, score, numbers, kl, args, [callback])
@@ -275,6 +277,21 @@ def run_grpo(
     done = max(done, cast("int", trainer.state.global_step))
     model.to(device).eval()
     return done, done >= steps
+
+
+def newest_checkpoint(folder: Path) -> tuple[str | None, int]:
+    """The newest complete checkpoint of the trainer and its step; half-written ones are removed.
+
+    The trainer writes into the checkpoint itself, its state last, so that a kill may leave one without it.
+    """
+    for path, step in reversed(checkpoints.checkpoints(folder)):
+        try:
+            read_json(path / TRAINER_STATE_NAME)
+        except (OSError, ValueError):
+            shutil.rmtree(path)
+            continue
+        return str(path), step
+    return None, 0
 
 
 def _printer() -> type[TrainerCallback]:

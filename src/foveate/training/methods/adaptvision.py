@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from foveate.methods.acquisition.adaptvision import AdaptVision
-from foveate.training.grpo.advantages import dtpo_advantages, turn_weights
+from foveate.training.grpo.advantages import dtpo_advantages, informative, turn_weights
 from foveate.training.grpo.rewards import outcome_rewards, tool_rewards
 from foveate.training.grpo.rollouts import Question, Rollout, chance, chunks
 from foveate.training.grpo.trainer import Scored
@@ -88,7 +88,10 @@ class AdaptVisionTrainer(AcquisitionTrainer):
                 "crop_area": float(areas[areas > 0].mean()),
                 "crop_valid": float(valid[areas > 0].float().mean()),
             }
-        return Scored(outcome_ + tool_, advantages * turn_weights(turns, config.first_weight), measured)
+        rewards = outcome_ + tool_
+        # The loss is averaged over the tokens of groups that teach something.
+        learned = turns * informative(rewards, config.group)[:, None]
+        return Scored(rewards, advantages * turn_weights(learned, config.first_weight), measured)
 
 
 def _area(rollout: Rollout) -> float:

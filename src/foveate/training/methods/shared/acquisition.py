@@ -121,6 +121,7 @@ class GRPOMethodTrainer(MethodTrainer[Any]):
         config, stop = self.config, stop or StopRequest()
         conversation = self.conversation(model, processor)
         self._processor = processor
+        self._log = run.log.path
         prepare(model, config.freeze_vision)
         warm_up = TrainConfig(
             steps=max(1, config.warm_up_steps),
@@ -139,11 +140,13 @@ class GRPOMethodTrainer(MethodTrainer[Any]):
                 return TrainState(model, done, False)
         if not config.steps:
             return TrainState(model.eval(), done, True)
+        folder = run.path / "grpo"
+        self._log = folder / "log.jsonl"
         trained, finished = run_grpo(
             conversation,
             lambda number: self.question(number + config.seed * 1_000_003, "train"),
             self.score,
-            run.path / "grpo",
+            folder,
             on_progress,
             stop,
             steps=config.steps,
@@ -181,6 +184,10 @@ class GRPOMethodTrainer(MethodTrainer[Any]):
         """Measure on held-out questions with greedy decoding."""
         questions = [self.question(number, "heldout") for number in range(self.config.held_out)]
         return {"held_out": len(questions), "measured": self.measure(self.conversation(model, processor), questions)}
+
+    def describe(self, model: Any, state: TrainState[Any]) -> dict[str, Any]:
+        """Steps, and the log of the stage that was trained last: GRPO has one of its own."""
+        return {**super().describe(model, state), "log": str(self._log)}
 
     def report(self, document: dict[str, Any]) -> Iterable[str]:
         """What was written, then a line for everything that was measured."""
