@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ import torch
 
 import foveate
 from foveate import FoveateError, cli, compat
-from foveate.benchmark import quantised
+from foveate.benchmark import joint, quantised
 from foveate.benchmark.joint import ALL, JointSettings, run, table
 from foveate.benchmark.nbytes import weight_bytes
 from foveate.benchmark.quantised import CACHES, FULL, WEIGHTS, Int8Layer, cached, possible, quantise_weights
+from foveate.benchmark.scores import scores
 from foveate.kv_cache.nbytes import cache_bytes
 from tests.families.zoo import Specimen, zoo
 
@@ -129,6 +131,8 @@ def test_a_run_asks_every_plan_with_all_weights_and_caches(tmp_path: Path) -> No
         whole = rows["full model", FULL, FULL, task]
         assert row["weights"] == ("float32" if kind == FULL else "int8")
         assert len(row["rights"]) == row["count"] and row["rights"].count("1") == row["right"]
+        # Answers about one image are drawn together, as in the accuracy benchmark.
+        assert (len(row["items"]) == row["count"]) if task != "read_word" else ("items" not in row)
         assert row["low"] <= row["accuracy"] <= row["high"]
         assert (row["tokens_kept"] < row["tokens_in"]) == (plan != "full model")
         if whole["accuracy"]:
@@ -154,6 +158,27 @@ def test_a_run_asks_every_plan_with_all_weights_and_caches(tmp_path: Path) -> No
     assert len(more["rows"]) == 5 * 2 * 2 * 3
     with pytest.raises(FoveateError, match=r"other settings \(count\)"):
         run(replace(SMALL, count=2), path, resume=True)
+
+
+def test_intervals_of_chats_are_those_of_the_accuracy_benchmark() -> None:
+    rng = random.Random(0)
+    head = {"model": "m", "tokens_in": 4, "tokens_kept": 4, "text": "", "question": "", "answer": ""}
+    answers = [
+        head | {"task": "chat", "index": index, "turn": turn, "plan": plan, "right": bool((index + rng.random()) // 3)}
+        for plan in ("full model", "pool:25%")
+        for index in range(6)
+        for turn in range(3)
+    ]
+    rows = []
+    for plan in ("full model", "pool:25%"):
+        mine = [row for row in answers if row["plan"] == plan]
+        rows.append({"model": "m", "plan": plan, "kind": FULL, "cache": FULL, "task": "chat", **joint._score(mine)})
+    joint._conclude(rows)
+    scored = scores(answers, ["m"], lambda _: ["full model", "pool:25%"], ["chat"])
+    expected = {row["plan"]: row for row in scored if row["task"] == "chat"}
+    for row in rows:
+        for name in ("accuracy", "low", "high", "relative_low", "relative_high"):
+            assert row[name] == pytest.approx(expected[row["plan"]][name], abs=1e-4), name
 
 
 def test_what_does_not_run_here_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

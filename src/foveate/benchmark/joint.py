@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from foveate.benchmark import profiling
@@ -203,18 +204,28 @@ class _Bench:
 
 
 def _score(answers: list[dict[str, Any]]) -> dict[str, Any]:
-    """Score one task or several; `rights` marks every answer, `tasks` counts the answers of each task."""
+    """Score one task or several; `rights` marks every answer, `tasks` counts the answers of each task.
+
+    Where several answers are about one image, `items` has the number of the item of each.
+    """
     tasks: dict[str, int] = {}
     for row in answers:
         tasks[row["task"]] = tasks.get(row["task"], 0) + 1
     rights = [int(row["right"]) for row in answers]
+    places = {key: place for place, key in enumerate(dict.fromkeys((row["task"], row["index"]) for row in answers))}
+    items = [places[row["task"], row["index"]] for row in answers]
+
+    def mean(name: str) -> float:
+        return fmean(fmean(row[name] for row in answers if row["task"] == task) for task in tasks)
+
     return {
         "count": len(rights),
         "right": sum(rights),
         "rights": "".join(map(str, rights)),
         "tasks": tasks,
-        "tokens_in": sum(row["tokens_in"] for row in answers) / len(answers),
-        "tokens_kept": sum(row["tokens_kept"] for row in answers) / len(answers),
+        **({"items": items} if len(places) < len(items) else {}),
+        "tokens_in": mean("tokens_in"),
+        "tokens_kept": mean("tokens_kept"),
     }
 
 
@@ -227,9 +238,9 @@ def _conclude(rows: list[dict[str, Any]]) -> None:
             continue
         strata = [task for task, count in row["tasks"].items() for _ in range(count)]
         rights = [[int(digit) for digit in scored["rights"]] for scored in (row, reference)]
-        compared = paired_bootstrap(*rights, strata=strata)
+        compared = paired_bootstrap(*rights, strata=strata, clusters=row.get("items"))
         low, high = (compared.low, compared.high)
-        if len(row["tasks"]) == 1:
+        if len(row["tasks"]) == 1 and "items" not in row:  # questions of their own, all of one kind
             low, high = wilson_interval(row["right"], row["count"])
         row |= {
             "accuracy": compared.accuracy,
