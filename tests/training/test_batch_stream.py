@@ -115,6 +115,12 @@ def test_sizes_grow():
     [
         (Rendered({"read_feild": 1.0}), ["read_feild", "read_field", "text_page"]),
         (Rendered({"read_field": 1.0}, Sizes((32, 64), (32, 64))), ["read_field", "at least 96"]),
+        (
+            Rendered({"receipt_total": 1.0}, Sizes((64, 640), (64, 640), 20_000)),
+            ["receipt_total", "never", "at most 20000 pixels"],
+        ),
+        # Sides are multiples of 32 px: of 159 px, 128 are used.
+        (Rendered({"receipt_total": 1.0}, Sizes((64, 640), (64, 159))), ["at least 128 x 144", "multiples of 32"]),
     ],
 )
 def test_impossible_renderings_are_refused_before_training(settings, words):

@@ -1,6 +1,7 @@
 """Runs of recipes: what they train, where they stop, and what they leave."""
 
 import io
+import itertools
 import json
 import os
 import shutil
@@ -12,10 +13,12 @@ import yaml
 from PIL import Image
 from rich.console import Console
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from foveate import FoveateError
 from foveate.cli import main
 from foveate.models.llava_uhd import LlavaUHDForConditionalGeneration, LlavaUHDProcessor
+from foveate.training import building, sources
 from foveate.training.architectures import ARCHITECTURES
 from foveate.training.building import build_model, new_model
 from foveate.training.callbacks import StopRequest
@@ -23,6 +26,7 @@ from foveate.training.log import RunLog
 from foveate.training.recipe import NewModel
 from foveate.training.recipe_file import parse_recipe
 from foveate.training.run import Run
+from foveate.training.trainer import WEIGHTS
 from tests.training.small_training import EVERYTHING, TEXT, VISION, read_log, recipe, small_stage, write_conversations
 
 
@@ -131,6 +135,9 @@ def test_signals_ask_for_a_clean_stop():
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGTERM) is before
+    for minutes in (-1.0, float("nan")):
+        with pytest.raises(FoveateError, match="0 minutes or more"):
+            StopRequest(minutes)
 
 
 def test_one_stage_can_be_trained_alone(tmp_path, data):
@@ -195,6 +202,110 @@ def test_nothing_to_export_is_an_error(tmp_path, data):
         run_of(tmp_path, small_stage(data)).export(tmp_path / "model")
 
 
+def test_a_run_that_was_killed_before_its_model_was_saved_saves_it(tmp_path, data, monkeypatch):
+    run = run_of(tmp_path, small_stage(data, steps=3), small_stage(data, name="two", steps=2))
+    saved, numbers = [], itertools.count()
+
+    def killed(*args, **options):
+        saved.append(next(numbers))
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+        return building.export(*args, **options)
+
+    monkeypatch.setattr("foveate.training.run.export", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    (run.output / ".model.1.partial").mkdir()
+    result = run.train()  # the second stage is complete, and its model is not there
+    assert result.finished and len(saved) == 3 and not list(run.output.glob(".*"))
+    record = json.loads((result.model / "training.json").read_text(encoding="utf-8"))
+    assert record["steps"] == result.progress.step == 5
+    assert run.train().finished and len(saved) == 3
+
+
+def test_the_record_of_a_model_ends_with_its_checkpoint(tmp_path, data):
+    run = run_of(tmp_path, small_stage(data, steps=4), log_every=1)
+    run.train()
+    last = read_log(run.output)[-1]
+    run.log.append(last | {"step": 5, "stage_step": 5})  # written by a run that was killed before its next checkpoint
+    run.export(tmp_path / "copy")
+    assert json.loads((tmp_path / "copy" / "training.json").read_text(encoding="utf-8"))["steps"] == 4
+
+
+LLAVA = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "image_size": 32}
+
+
+@pytest.mark.parametrize(
+    ("llava", "changes", "words"),
+    [
+        (False, {"loss": {"answer": 1, "page": 1}}, r"loss\.page reads a \[CLS\] token"),
+        (True, {"loss": {"answer": 1, "early_cells": 1}}, r"loss\.early_cells reads the tokens before the last stage"),
+        (
+            True,
+            {"train": {"stages": 1e-3, "connector": 1e-3}},
+            r"train\.stages is no part .* vision_tower, connector",
+        ),
+    ],
+)
+def test_losses_and_parts_that_a_model_does_not_have_are_refused(tmp_path, data, llava, changes, words):
+    train = {"vision_tower": 1e-3, "connector": 1e-3}
+    model = {"new": {"architecture": "llava", "vision": LLAVA | {"patch_size": 8}, "text": TEXT}}
+    stage = small_stage(data, **{"train": train, **changes})
+    with pytest.raises(FoveateError, match=words):
+        run_of(tmp_path, stage, **({"model": model} if llava else {})).train()
+
+
+def test_another_recipe_in_the_same_folder_is_noticed(tmp_path, data):
+    stage = small_stage(data, steps=2)
+    run_of(tmp_path, stage).train()
+
+    def shown(*stages, **changes) -> str:
+        with (console := Console(file=io.StringIO(), width=500)).capture() as captured:
+            run_of(tmp_path, *stages, **changes).train(console=console)
+        return captured.get()
+
+    assert "another" not in shown(stage)
+    assert "is complete, and was trained with another seed, train:" in shown(
+        stage | {"train": {"connector": 1e-3}}, seed=4
+    )
+    (tmp_path / "data.jsonl").write_text((tmp_path / "data.jsonl").read_text().split("\n")[0], encoding="utf-8")
+    assert "stage one was begun with another data, and continues" in shown(stage | {"steps": 3})
+    assert "another" not in shown(stage | {"steps": 4})  # what the last checkpoint was trained with counts
+    log = read_log(tmp_path / "out")
+    with pytest.raises(FoveateError, match=r"stages that this recipe does not have \(1-one\)"):
+        run_of(tmp_path, small_stage(data, name="two")).train()
+    assert read_log(tmp_path / "out") == log
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_run_goes_on_with_the_rates_of_the_recipe(tmp_path, data, optimizer):
+    stage = small_stage(data, optimizer=optimizer)
+    run_of(tmp_path, stage | {"steps": 4}).train()
+    before = load_file(tmp_path / "out" / "stages" / "1-one" / "checkpoint-4" / WEIGHTS)
+    rates = dict.fromkeys(EVERYTHING, 1e-12)
+    run_of(tmp_path, stage | {"steps": 8, "train": rates, "weight_decay": 0}).train()
+    after = load_file(tmp_path / "out" / "stages" / "1-one" / "checkpoint-8" / WEIGHTS)
+    assert all(torch.allclose(before[name], after[name], rtol=0, atol=1e-9) for name in before)
+    state = torch.load(tmp_path / "out" / "stages" / "1-one" / "checkpoint-8" / "optimizer.pt", weights_only=True)
+    groups = [group for part in state.get("parts", [state]) for group in part["param_groups"]]
+    assert {group["initial_lr"] for group in groups} == {1e-12} and not any(group["weight_decay"] for group in groups)
+
+
+def test_an_error_of_a_worker_is_one_sentence(tmp_path, data, monkeypatch):
+    content = parse_recipe(recipe(tmp_path / "out", small_stage(data)))
+
+    def late(*args, **options):
+        source = sources.open_source(*args, **options)
+        for path in tmp_path.glob("*.png"):  # after they were checked
+            path.unlink()
+        return source
+
+    monkeypatch.setattr("foveate.training.run.open_source", late)
+    with pytest.raises(FoveateError) as error:
+        Run(content, workers=1).train()
+    assert ".png" in str(error.value) and "\n" not in str(error.value)
+
+
 def test_a_pretrained_model_can_be_trained_on(tmp_path, data):
     first = run_of(tmp_path, small_stage(data, steps=2))
     first.train()
@@ -247,6 +358,8 @@ def test_weights_depend_on_the_seed_alone():
         ),
         (NewModel(VISION, TEXT, tokenizer="./absent"), ["model.new.tokenizer", "absent"]),
         (NewModel(VISION, TEXT, images={"max_edges": 5}), ["model.new.images", "max_edges"]),
+        (NewModel(VISION, TEXT | {"hidden_size": "32"}), ["model.new.text", "hidden_size", "expected int"]),
+        (NewModel(VISION, TEXT | {"num_attention_heads": 0}), ["model.new.text", "zero"]),
     ],
 )
 def test_mistakes_in_a_new_model_are_named(new, words):
@@ -286,6 +399,10 @@ def test_the_command_reports_in_json_and_draws_the_losses(tmp_path, data, capfd)
 
     assert main(["train", str(path), "--output", str(output), "--export", str(tmp_path / "copy")]) == 0
     assert (tmp_path / "copy" / "config.json").is_file()
+    arguments = ["train", str(path), "--output", str(output), "--export", str(tmp_path / "other")]
+    assert main([*arguments, "--stage", "one", "--no-resume"]) == 2
+    assert "leave --stage and --no-resume out" in capfd.readouterr().err
+    assert not (tmp_path / "other").exists()
 
 
 def test_mistakes_end_in_one_sentence_and_code_2(tmp_path, capfd):

@@ -69,6 +69,11 @@ def train(
             f"training needs more packages ({error}); install them with `pip install foveate[train]`."
         ) from error
     if export is not None:
+        dropped = [name for name, given in (("--stage", stage is not None), ("--no-resume", not resume)) if given]
+        if dropped:
+            raise FoveateError(
+                f"--export saves the latest checkpoint of all stages; leave {' and '.join(dropped)} out."
+            )
         result = run.export(export)
     else:
         result = run.train(resume, max_minutes, stage, notes if as_json else console)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -111,13 +111,21 @@ class RenderedSource:
         # Without names, the renderer picks among the tasks that fit a size.
         self._shares = settings.tasks
         self._smallest = {task: known[task] for task in settings.tasks}
-        for sizes in (settings.sizes, settings.final_sizes):
-            for task, least in self._smallest.items():
-                if sizes is not None and (sizes.width[1] < least[0] or sizes.height[1] < least[1]):
+        ends = [sizes for sizes in (settings.sizes, settings.final_sizes) if sizes is not None]
+        for task, least in self._smallest.items():
+            for sizes in ends:
+                if sizes.width[1] < least[0] or sizes.height[1] < least[1]:
                     raise FoveateError(
                         f"the task {task} needs images of at least {least[0]} x {least[1]} pixels, but sizes end at "
                         f"{sizes.width[1]} x {sizes.height[1]}."
                     )
+            if not any(_fits(least, sizes, unit) for sizes in ends):
+                raise FoveateError(
+                    f"the task {task} would never be drawn: it needs images of at least {least[0]} x {least[1]} "
+                    f"pixels, sides are multiples of {unit}, and none of these fits into "
+                    + " or ".join(f"{one.width[1]} x {one.height[1]}{_area(one)}" for one in ends)
+                    + "; leave it out."
+                )
 
     def draws(self, positions: range, progress: float, rng: np.random.Generator) -> list[Draw]:
         """See `Source.draws`; task and difficulty are drawn for every example, the size for the group."""
@@ -150,11 +158,26 @@ class RenderedSource:
         raise FoveateError(f"no size within {sizes} fits any of the tasks {', '.join(self._shares)}.")
 
 
+def _fits(least: tuple[int, int], sizes: Sizes, unit: int) -> bool:
+    """Whether an image with sides that are multiples of `unit` can have a task that needs `least` pixels a side."""
+    width, height = (-(-side // unit) * unit for side in least)
+    largest = [greatest_side(*ends, unit) for ends in (sizes.width, sizes.height)]
+    return width <= largest[0] and height <= largest[1] and (sizes.pixels is None or width * height <= sizes.pixels)
+
+
+def _area(sizes: Sizes) -> str:
+    return "" if sizes.pixels is None else f" of at most {sizes.pixels} pixels"
+
+
 def drawn_side(rng: np.random.Generator, low: int, high: int, unit: int) -> int:
     """A multiple of `unit` between two sides in pixels; small ones are as likely as large ones."""
-    least = max(-(-low // unit), 1)
-    greatest = max(high // unit, least)
+    least, greatest = max(-(-low // unit), 1), greatest_side(low, high, unit) // unit
     return int(np.exp(rng.uniform(np.log(least), np.log(greatest + 1)))) * unit
+
+
+def greatest_side(low: int, high: int, unit: int) -> int:
+    """The greatest multiple of `unit` that `drawn_side` draws."""
+    return max(high // unit, -(-low // unit), 1) * unit
 
 
 def _between(first: float, last: float, share: float) -> float:
@@ -269,8 +292,20 @@ class BatchStream(IterableDataset):
         self._processes = processes
         self._sampled = sampled
 
-    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+    def __iter__(self) -> Iterator[Any]:
+        """The batches, as dictionaries of tensors; in a worker also, as the last item, the error that ended it.
+
+        Raised there, it would reach the training with the traceback of the worker as its text.
+        """
         worker = get_worker_info()
+        try:
+            yield from self._batches(worker)
+        except FoveateError as error:
+            if worker is None:
+                raise
+            yield error
+
+    def _batches(self, worker: Any) -> Iterator[dict[str, torch.Tensor]]:
         first, stride = (0, 1) if worker is None else (worker.id, worker.num_workers)
         for number in range(self._start + first, self._stage.steps * self._stage.accumulate, stride):
             batch = self._collate([draw() for draw in self.draws(number)[self._rank :: self._processes]])

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from foveate.core.errors import FoveateError
 from foveate.training.recipe import Recipe, Stage
 
 
@@ -20,10 +21,15 @@ class StopRequest:
     """A request to end training after the current step: by a time limit or a signal.
 
     Args:
-        max_minutes: Minutes from now, or None for no limit.
+        max_minutes: Minutes from now, or None for no limit; 0 stops after one step.
+
+    Raises:
+        FoveateError: the number is negative, or none.
     """
 
     def __init__(self, max_minutes: float | None = None) -> None:
+        if max_minutes is not None and not max_minutes >= 0:
+            raise FoveateError(f"the limit must be 0 minutes or more, not {max_minutes:g}.")
         self._deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
         self._requested = threading.Event()
 

@@ -66,12 +66,16 @@ _FINAL = (
 )
 
 
-def training_record(log: RunLog) -> dict[str, Any]:
+def training_record(log: RunLog, step: int) -> dict[str, Any]:
     """Summary of a run for its model: samples, seconds, and the last metrics of every stage.
 
     The figures of a stage are those of its last line in the log.
+
+    Args:
+        log: The log; a killed run may have written lines after its last checkpoint.
+        step: Global step of the weights that the record is of.
     """
-    entries = log.read()
+    entries = [entry for entry in log.read() if entry["step"] <= step]
     if not entries:
         return {}
     stages = {entry["stage"]: entry for entry in entries}

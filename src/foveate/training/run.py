@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from rich.console import Console
 from transformers import ProcessorMixin, TrainingArguments
 
 from foveate.core.errors import FoveateError
+from foveate.core.text_files import read_json
 from foveate.methods.connector.nested import Nested
 from foveate.training import checkpoints
 from foveate.training.batch_stream import BatchStream
@@ -20,7 +22,8 @@ from foveate.training.collate import Collator
 from foveate.training.cpu_attention import prefer_plain_when_short
 from foveate.training.lengths import lengths_of
 from foveate.training.log import RunLog, require_matplotlib, training_record
-from foveate.training.recipe import Recipe, Stage
+from foveate.training.provenance import differences, provenance
+from foveate.training.recipe import PARTS, Recipe, Stage
 from foveate.training.sources import open_source
 from foveate.training.trainer import Progress, StageTrainer, load_weights, training_arguments
 from foveate.training.training_model import TrainingModel
@@ -75,7 +78,8 @@ class Run:
         """Train all stages that are not complete, or only the stage named `only`.
 
         A stage without a checkpoint is skipped where a later one has a checkpoint, so that a folder with the checkpoint
-        of the last stage alone can be resumed.
+        of the last stage alone can be resumed. Where the seed, the data or another setting is not what a checkpoint was
+        trained with, a line says so.
 
         Args:
             resume: Resume from the newest checkpoint; False refuses an output folder that has one.
@@ -84,13 +88,18 @@ class Run:
             console: Where progress is shown.
 
         Raises:
-            FoveateError: the recipe or a plan in it does not fit the model or the data, or there is something to resume
-                and `resume` is False.
+            FoveateError: the recipe or a plan in it does not fit the model or the data, there is something to resume
+                and `resume` is False, or the output folder holds other stages.
         """
         require_matplotlib()
+        stop, console = StopRequest(max_minutes), console or Console()
         stages = self._selected_stages(only)
         if not resume and any(checkpoints.latest(self._folder(i)) for i in range(len(self.recipe.stages))):
             raise FoveateError(f"{self.output} already holds checkpoints; resume, or choose another output folder.")
+        self._refuse_other_stages()
+        if self.is_main_process:
+            for partial in self.output.glob(".*.partial"):  # of an export that was killed
+                shutil.rmtree(partial, ignore_errors=True)
         model, processor = build_model(self.recipe.model, self.recipe.seed)
         training_model = TrainingModel(model, self.recipe.seed, self.recipe.cells)
         no_clips = training_model.architecture.excludes_clips()
@@ -104,6 +113,7 @@ class Run:
                 )
             if any(data.clips is not None for data in stage.data) and no_clips is not None:
                 raise FoveateError(f"stage {stage.name}: {no_clips}.")
+            _check_reach(stage, training_model)
             varied = lengths_of(stage, processor) != "full"
             with (
                 training_model.under_plan(f"{Nested.name}:1" if varied else stage.plan),
@@ -118,7 +128,6 @@ class Run:
             ]
             for index, stage in stages
         }
-        stop, console = StopRequest(max_minutes), console or Console()
         with stop.on_signals():
             for index, stage in stages:
                 if only is None and self._is_passed(index):
@@ -145,8 +154,7 @@ class Run:
                 pass
         load_weights(training_model, newest)
         stage = next(stage for index, stage in enumerate(self.recipe.stages) if self._folder(index) == newest.parent)
-        record = training_record(self.log)
-        export(model, processor, folder, record=record, plan=stage.plan, routers=training_model.routers)
+        self._export(training_model, processor, stage, newest, folder)
         return RunResult(self._complete(), self._progress(), folder, self.log.path)
 
     def _train_stage(
@@ -163,9 +171,22 @@ class Run:
         folder = self._folder(index)
         newest = checkpoints.latest(folder)
         before = self._newest(index)
+        origin = provenance(self.recipe, stage) if self.is_main_process else {}
+        changed = differences(newest[0], origin) if newest else []
         if newest is not None and newest[1] >= stage.steps:
             load_weights(training_model, newest[0])
+            if changed:
+                console.print(
+                    f"stage {stage.name} is complete, and was trained with another {', '.join(changed)}: it is not "
+                    "trained again; choose another output folder for that"
+                )
+            if newest[0] == self._newest(len(self.recipe.stages)) and not self._is_exported(newest[0]):
+                self._export(training_model, processor, stage, newest[0], self.output / "model")
             return True
+        if changed:
+            console.print(
+                f"stage {stage.name} was begun with another {', '.join(changed)}, and continues with that of the recipe"
+            )
         if newest is None and before is not None:
             load_weights(training_model, before)
         args = training_arguments(self.recipe, stage, folder, self.cpu)
@@ -193,6 +214,7 @@ class Run:
             stop=stop,
             workers=self.workers,
             display=display,
+            origin=origin,
         )
         try:
             with training_model.under_plan(stage.plan), training_model.taught_by(_teacher(stage)):
@@ -203,14 +225,45 @@ class Run:
         finally:
             if display is not None:
                 display.close()
-        if args.process_index == 0:
-            record = training_record(self.log)
-            into = self.output / "model"
-            export(
-                training_model.model, processor, into, record=record, plan=stage.plan, routers=training_model.routers
-            )
+        written = checkpoints.latest(folder)
+        if args.process_index == 0 and written is not None:
+            self._export(training_model, processor, stage, written[0], self.output / "model")
         trainer.accelerator.wait_for_everyone()
         return trainer.state.global_step >= stage.steps
+
+    def _export(
+        self, training_model: TrainingModel, processor: ProcessorMixin, stage: Stage, checkpoint: Path, folder: Path
+    ) -> None:
+        """Save the model of a checkpoint of a stage, whose weights are loaded."""
+        record = training_record(self.log, Progress.of(checkpoint).step)
+        routers = training_model.routers
+        export(training_model.model, processor, folder, record=record, plan=stage.plan, routers=routers)
+
+    def _is_exported(self, checkpoint: Path) -> bool:
+        """Whether the exported model is that of a checkpoint; a run may be killed between the two.
+
+        True in all but the main process, which alone exports.
+        """
+        if not self.is_main_process:
+            return True
+        try:
+            return read_json(self.output / "model" / "training.json")["steps"] == Progress.of(checkpoint).step
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    def _refuse_other_stages(self) -> None:
+        """Raise FoveateError if the output folder holds checkpoints of other stages: its log would be overwritten."""
+        ours = {self._folder(index) for index in range(len(self.recipe.stages))}
+        others = [
+            folder.name
+            for folder in sorted((self.output / "stages").glob("*"))
+            if folder not in ours and checkpoints.latest(folder)
+        ]
+        if others:
+            raise FoveateError(
+                f"{self.output} holds checkpoints of stages that this recipe does not have ({', '.join(others)}); "
+                "choose another output folder."
+            )
 
     def _stream(
         self,
@@ -281,6 +334,27 @@ class Run:
             f[1] >= stage.steps if f else self._is_passed(index)
             for index, (f, stage) in enumerate(zip(newest, self.recipe.stages, strict=True))
         )
+
+
+def _check_reach(stage: Stage, training_model: TrainingModel) -> None:
+    """Raise FoveateError for a loss or a part of a stage that the model does not have."""
+    kind = training_model.architecture.name
+    if stage.loss.page and training_model.page_reader is None:
+        raise FoveateError(
+            f"stage {stage.name}: loss.page reads a [CLS] token, which this {kind} model has not; leave it out."
+        )
+    if stage.loss.early_cells and training_model.reader.before is None:
+        raise FoveateError(
+            f"stage {stage.name}: loss.early_cells reads the tokens before the last stage, which this {kind} model has "
+            "not; leave it out."
+        )
+    parts = {training_model.part_of(name) for name, _ in training_model.named_parameters()}
+    for part in stage.train:
+        if part not in parts:
+            possible = ", ".join(name for name in PARTS if name in parts)
+            raise FoveateError(
+                f"stage {stage.name}: train.{part} is no part of this {kind} model; possible are {possible}."
+            )
 
 
 def _teacher(stage: Stage) -> Any:

@@ -33,6 +33,7 @@ from foveate.training.log import RunLog, draw_losses
 from foveate.training.losses import SUMS, TERMS, counts_of, means, weighted
 from foveate.training.muon import MuonAdamW
 from foveate.training.precision import bfloat16_pays, uses_bfloat16
+from foveate.training.provenance import FILE as RECIPE
 from foveate.training.recipe import Recipe, Stage
 from foveate.training.training_model import TrainingModel
 
@@ -138,6 +139,7 @@ class StageTrainer(Trainer):
         stop: Checked after every step.
         workers: Processes that prepare batches; 0 prepares them in this one.
         display: Where progress is shown, None in all but the main process.
+        origin: What is trained with (`provenance`), for checkpoints.
     """
 
     model: TrainingModel
@@ -156,6 +158,7 @@ class StageTrainer(Trainer):
         stop: StopRequest,
         workers: int = 1,
         display: Display | None = None,
+        origin: dict[str, Any] | None = None,
     ) -> None:
         for name, parameter in training_model.named_parameters():
             parameter.requires_grad_(training_model.part_of(name) in stage.train)
@@ -170,6 +173,7 @@ class StageTrainer(Trainer):
         self._log = log
         self._workers = workers
         self._display = display
+        self._origin = origin
         self._sums = torch.zeros(len(SUMS), dtype=torch.float64)
         # Micro-batches of this process by the number of tokens that they were trained at.
         self._lengths: Counter[int] = Counter()
@@ -207,6 +211,9 @@ class StageTrainer(Trainer):
         depend on how a batch is divided.
         """
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        for batch in batches:
+            if isinstance(batch, FoveateError):  # of a worker
+                raise batch
         counts = sum((counts_of(batch, self._stage.loss) for batch in batches), torch.zeros(len(TERMS)))
         return batches, self.accelerator.reduce(counts.to(device, torch.float32), "sum")
 
@@ -344,6 +351,8 @@ class StageTrainer(Trainer):
             save_model(self.model, str(writing / WEIGHTS))
             self.state.save_to_json(str(writing / TRAINER_STATE))
             (writing / PROGRESS).write_text(json.dumps(asdict(self._progress())), encoding="utf-8")
+            if self._origin is not None:
+                (writing / RECIPE).write_text(json.dumps(self._origin), encoding="utf-8")
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             checkpoints.commit(folder, step, self._recipe.keep)
@@ -351,8 +360,19 @@ class StageTrainer(Trainer):
         self.accelerator.wait_for_everyone()
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with _readable(Path(str(checkpoint))):
+        if checkpoint is None:
             super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        optimizer: Any = self.optimizer
+        ours = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+        with _readable(Path(checkpoint)):
+            super()._load_optimizer_and_scheduler(checkpoint)
+        # Rates, decays and betas are those of the recipe, not those that it had when the checkpoint was written.
+        scheduler: Any = self.lr_scheduler
+        factor = self._stage.schedule.factor(scheduler.last_epoch, self._stage.steps)
+        for group, settings in zip(optimizer.param_groups, ours, strict=True):
+            group.update(settings, lr=settings["initial_lr"] * factor)
+        scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         with _readable(Path(str(checkpoint))):
