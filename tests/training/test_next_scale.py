@@ -131,6 +131,9 @@ def test_recipes(tmp_path) -> None:
         ("{", "no recipe"),
         ('{"model": {"width": 3}}', "no setting 'width' in 'model'"),
         ('{"more": {}}', "possible are model and training"),
+        ('{"training": {"steps": 1.5}}', "training.steps: expected a whole number"),
+        ('{"training": {"learning_rate": "fast"}}', "training.learning_rate: expected a number"),
+        ('{"model": {"hidden_size": "x"}}', "model: "),
     ):
         path.write_text(text)
         with pytest.raises(FoveateError, match=message):

@@ -1,23 +1,41 @@
 """A recipe says what it means, or the error says where it does not."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
 from foveate import FoveateError
+from foveate.training.building import build_model
 from foveate.training.recipe import NewModel, Schedule
 from foveate.training.recipe_file import parse_recipe, read_recipe
+from foveate.training.run import _check_reach
+from foveate.training.sources import open_source
+from foveate.training.training_model import TrainingModel
 from tests.training.small_training import recipe, small_stage
 
 RENDERED = [{"rendered": {}}]
 SHIPPED = Path(__file__).parents[2] / "recipes"
 
 
-@pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(SHIPPED.rglob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_recipes_are_valid(path):
     assert read_recipe(path).stages
+
+
+@pytest.mark.parametrize("path", sorted(SHIPPED.rglob("*.yaml")), ids=lambda path: path.stem)
+def test_stages_of_shipped_recipes_fit_their_models(path):
+    """No loss, part or rendered task of theirs is passed over."""
+    read = read_recipe(path)
+    new = read.model.new and replace(read.model.new, language_model=None, vision_tower=None)
+    model, _ = build_model(replace(read.model, new=new), 0)
+    training_model = TrainingModel(model, 0, read.cells)
+    unit = training_model.architecture.unit(model.config)
+    for stage in read.stages:
+        _check_reach(stage, training_model)
+        assert all(open_source(data, unit, 0) for data in stage.data if data.files is None and not data.easy_vqa)
 
 
 def test_values_arrive_with_their_types():
@@ -71,6 +89,9 @@ def test_from_names_a_pretrained_model():
         ({"groups": 3}, ["groups", "batch of 4"]),
         ({"optimizer": "sgd"}, ["stages[0].optimizer", "sgd", "adamw, muon"]),
         ({"name": "a/b"}, ["stages[0].name", "a/b"]),
+        ({"weight_decay": -0.1}, ["stages[0].weight_decay", "negative"]),
+        ({"clip": -1}, ["stages[0].clip", "negative"]),
+        ({"betas": [0.9, 1]}, ["stages[0].betas", "below 1"]),
     ],
 )
 def test_mistakes_in_a_stage_are_named_with_their_place(changes, words):
@@ -91,6 +112,9 @@ def test_mistakes_in_a_stage_are_named_with_their_place(changes, words):
         ({"model": "small"}, ["model", "small"]),
         ({"keep": 0}, ["keep"]),
         ({"outputs": "x"}, ["unknown key", "output"]),
+        ({"seed": -1}, ["recipe.seed", "-1"]),
+        ({"seed": 2**32}, ["recipe.seed", "2^32"]),
+        ({"bf16": 1}, ["recipe.bf16", "auto, True, False"]),
     ],
 )
 def test_mistakes_outside_stages_are_named(changes, words):
@@ -117,6 +141,23 @@ def test_errors_of_files_name_the_file(tmp_path):
     broken.write_text("- a list", encoding="utf-8")
     with pytest.raises(FoveateError, match=r"broken\.yaml: recipe: expected keys"):
         read_recipe(broken)
+
+
+@pytest.mark.parametrize("again", ["seed: 4", '"seed": 4', "seed: 3"])
+def test_a_key_that_is_written_twice_is_refused(tmp_path, again):
+    path = tmp_path / "recipe.yaml"
+    content = recipe(Path("out"), small_stage(RENDERED))
+    path.write_text(yaml.safe_dump(content, sort_keys=False) + again, encoding="utf-8")
+    with pytest.raises(FoveateError, match=r"recipe\.yaml: the key 'seed' is written twice, in line 2 and in line"):
+        read_recipe(path)
+
+
+def test_merged_keys_are_replaced_and_not_written_twice(tmp_path):
+    path = _write(tmp_path / "recipe.yaml", recipe(Path("out"), small_stage(RENDERED, name="first")))
+    merged = "\n- &two {<<: *one, name: second}\n- {<<: *two, name: third}\n"
+    text = path.read_text(encoding="utf-8").replace("stages:\n- ", "stages:\n- &one\n  ")
+    path.write_text(text.rstrip("\n") + merged, encoding="utf-8")
+    assert [stage.name for stage in read_recipe(path).stages] == ["first", "second", "third"]
 
 
 LAUGHS = "\n".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}' if n else 'ha'] * 9)}]" for n in range(9))
@@ -155,7 +196,8 @@ def test_traps_are_refused_soon_and_briefly(tmp_path, text, words):
 @pytest.mark.parametrize("number", [".nan", ".inf", "-.inf", "nan", "1e999", "9" * 400])
 def test_numbers_are_finite(tmp_path, number):
     path = tmp_path / "recipe.yaml"
-    path.write_text((SHIPPED / "tiny.yaml").read_text(encoding="utf-8") + f"\nsave_minutes: {number}\n")
+    content = recipe(Path("out"), small_stage(RENDERED))
+    path.write_text(yaml.safe_dump(content) + f"\nsave_minutes: {number}\n", encoding="utf-8")
     with pytest.raises(FoveateError, match="save_minutes: expected a number"):
         read_recipe(path)
 
@@ -253,11 +295,13 @@ def test_a_recipe_extends_another_one(tmp_path):
         ({"extends": 3}, "another recipe in the same folder"),
         ({"extends": "none.yaml"}, "cannot be read"),
         ({"extends": "base.yaml", "stages": {"third": {}}}, "has no 'third' to change; possible are one"),
-        ({"extends": "extending.yaml"}, "unknown key extends"),
+        ({"extends": "extending.yaml"}, "extending.yaml extends another recipe itself"),
+        ({"extends": "unnamed.yaml", "stages": {}}, r"stages\[0\].name: expected a text"),
     ],
 )
 def test_recipes_that_cannot_be_extended(changes, message, tmp_path):
     _write(tmp_path / "base.yaml", recipe(Path("base"), small_stage(RENDERED)))
     _write(tmp_path / "extending.yaml", {"extends": "base.yaml"})
+    _write(tmp_path / "unnamed.yaml", recipe(Path("base"), small_stage(RENDERED, name=["one"])))
     with pytest.raises(FoveateError, match=message):
         read_recipe(_write(tmp_path / "changed.yaml", changes))

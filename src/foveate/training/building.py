@@ -325,8 +325,8 @@ def _configured(kind: type, fields: dict[str, Any], where: str, **more: Any) -> 
     _refuse_unknown(fields, known | {"model_type"}, where)
     try:
         return kind(**{**more, **fields})
-    except (TypeError, ValueError) as error:
-        raise FoveateError(f"{where}: {error}") from error
+    except Exception as error:  # of the package that validates configurations, or of their arithmetic
+        raise FoveateError(f"{where}: {' '.join(str(error).split())}") from error
 
 
 def _refuse_unknown(fields: dict[str, Any], known: set[str], where: str) -> None:

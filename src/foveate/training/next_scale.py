@@ -21,6 +21,7 @@ from foveate.models.next_scale.configuration import NextScaleConfig
 from foveate.models.next_scale.modeling import NextScaleForImageGeneration
 from foveate.synthetic import class_pictures
 from foveate.training.callbacks import StopRequest
+from foveate.training.recipe_file import read_settings
 from foveate.training.run_directory import OnProgress, RunDirectory, quiet
 
 #: Steps after which the state of a run is written.
@@ -85,7 +86,11 @@ def read_recipe(path: Path) -> tuple[NextScaleConfig, Recipe]:
             raise FoveateError(f"{path} has no setting {unknown[0]!r} in {name!r}.")
     if document:
         raise FoveateError(f"{path} has a part {sorted(document)[0]!r}; possible are model and training.")
-    return NextScaleConfig(**model), Recipe(**training)
+    settings = read_settings(Recipe, training, f"{path}: training")
+    try:
+        return NextScaleConfig(**model), settings
+    except Exception as error:  # of the package that validates configurations, or of their arithmetic
+        raise FoveateError(f"{path}: model: {' '.join(str(error).split())}") from error
 
 
 class CodeAverages:

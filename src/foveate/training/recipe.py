@@ -466,6 +466,11 @@ class Stage:
                 raise FoveateError(f"{where}.{name}: {getattr(self, name)} must be at least 1.")
         if self.batch_size % self.groups:
             raise FoveateError(f"{where}.groups: {self.groups} groups do not divide a batch of {self.batch_size}.")
+        for name in ("weight_decay", "clip"):
+            if getattr(self, name) < 0:
+                raise FoveateError(f"{where}.{name}: {getattr(self, name)} is negative.")
+        if any(not 0 <= beta < 1 for beta in self.betas):
+            raise FoveateError(f"{where}.betas: {list(self.betas)} are not decay rates from 0 to below 1.")
         if self.optimizer not in OPTIMIZERS:
             raise FoveateError(f"{where}.optimizer: {self.optimizer!r} is none of {', '.join(OPTIMIZERS)}.")
         if not self.data:
@@ -581,6 +586,8 @@ class Recipe:
         for name in ("log_every", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise FoveateError(f"{where}.{name}: {getattr(self, name)} must be at least 1.")
+        if not 0 <= self.seed < 2**32:
+            raise FoveateError(f"{where}.seed: {self.seed} is not a number from 0 to 2^32 - 1.")
         if self.cells is not None and any(number < 2 or number % 2 for number in self.cells):
             raise FoveateError(f"{where}.cells: {list(self.cells)} must be even numbers of rows and columns.")
         if not self.save_minutes > 0:

@@ -3,8 +3,9 @@
 Relative paths in a recipe are relative to its own folder (data and models) or to the current folder (output). An
 unknown key is an error that names the keys that exist.
 
-A recipe may extend another one in the same folder: `extends: mlp.yaml`. Its keys then replace those of the other one,
-keys inside of keys too; lists are replaced as a whole, except that `stages: {NAME: {...}}` changes stages by name.
+A recipe may extend another one in the same folder, which extends none: `extends: mlp.yaml`. Its keys then replace those
+of the other one, keys inside of keys too; lists are replaced as a whole, except that `stages: {NAME: {...}}` changes
+stages by name.
 """
 
 from __future__ import annotations
@@ -40,7 +41,10 @@ def read_recipe(path: str | Path) -> Recipe:
     path = Path(path)
     content = _content(path)
     if isinstance(content, dict) and EXTENDS in content:
-        base = _content(_extended(path, content.pop(EXTENDS)))
+        name = content.pop(EXTENDS)
+        base = _content(_extended(path, name))
+        if isinstance(base, dict) and EXTENDS in base:
+            raise FoveateError(f"{path}: {EXTENDS}: {name} extends another recipe itself, which is one too many.")
         try:
             content = _merged(base, content)
         except FoveateError as error:
@@ -70,7 +74,7 @@ def _content(path: Path) -> Any:
     try:
         if _brackets(text) > DEEPEST:  # PyYAML takes quadratic time in the depth
             raise RecursionError
-        content = yaml.safe_load(text)
+        content = yaml.load(text, _loader())
         _check_extent(content)
     except FoveateError as error:
         raise FoveateError(f"{path}: {error}") from error
@@ -80,6 +84,29 @@ def _content(path: Path) -> Any:
         reason = " ".join(str(error).split())[:500] or type(error).__name__
         raise FoveateError(f"The recipe {path} is not valid YAML: {reason}.") from error
     return content
+
+
+def _loader() -> Any:
+    """PyYAML's safe loader, refusing a key that is written twice, of which PyYAML takes the last one."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def compose_mapping_node(self, anchor: Any) -> Any:
+            node = super().compose_mapping_node(anchor)
+            lines: dict[Any, int] = {}
+            for key, _ in node.value:
+                if not isinstance(key, yaml.ScalarNode) or key.tag.endswith(":merge"):
+                    continue
+                line = key.start_mark.line + 1
+                if (key.tag, key.value) in lines:
+                    raise FoveateError(
+                        f"the key {reprlib.repr(key.value)} is written twice, in line {lines[key.tag, key.value]} and "
+                        f"in line {line}; leave one of them out."
+                    )
+                lines[key.tag, key.value] = line
+            return node
+
+    return Loader
 
 
 def _extended(path: Path, name: Any) -> Path:
@@ -105,7 +132,10 @@ def _merged(base: Any, changes: Any) -> Any:
                 f"the recipe that it extends has no {reprlib.repr(unknown[0])} to change; possible are "
                 f"{', '.join(str(name) for name in names)}."
             )
-        return [_merged(entry, changes.get(name, {})) for name, entry in zip(names, base, strict=True)]
+        return [
+            _merged(entry, changes[name]) if isinstance(name, str) and name in changes else entry
+            for name, entry in zip(names, base, strict=True)
+        ]
     if not isinstance(base, dict) or not isinstance(changes, dict):
         return changes
     return base | {key: _merged(base.get(key), value) for key, value in changes.items()}
@@ -118,6 +148,20 @@ def parse_recipe(content: Any) -> Recipe:
         FoveateError: a key or value is not possible; the message starts with its place, such as `stages[1].loss`.
     """
     return _read(Recipe, content, "recipe")
+
+
+def read_settings(kind: Any, values: Any, where: str) -> Any:
+    """Build a dataclass of settings from plain values, each of which must have the type of its field.
+
+    Args:
+        kind: The dataclass.
+        values: By field.
+        where: What messages begin with.
+
+    Raises:
+        FoveateError: a field does not exist, or a value has another type or is not possible.
+    """
+    return _read(kind, values, where)
 
 
 def _brackets(text: str) -> int:
@@ -208,14 +252,18 @@ def _read(kind: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return _read_dataclass(kind, value, where)
     if origin is Literal:
-        if value not in arguments:
+        if not any(value == known and type(value) is type(known) for known in arguments):  # 1 is not True
             raise FoveateError(
                 f"{where}: {reprlib.repr(value)} is not possible; possible are {', '.join(map(str, arguments))}."
             )
         return value
     if origin is tuple:
-        if not isinstance(value, list) or len(value) != len(arguments):
-            raise FoveateError(f"{where}: expected a list of {len(arguments)} values, found {reprlib.repr(value)}.")
+        any_length = arguments[1:] == (...,)
+        if not isinstance(value, list) or (len(value) != len(arguments) and not any_length):
+            count = "" if any_length else f" of {len(arguments)} values"
+            raise FoveateError(f"{where}: expected a list{count}, found {reprlib.repr(value)}.")
+        if any_length:
+            arguments = arguments[:1] * len(value)
         return tuple(_read(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(arguments, value, strict=True)))
     if origin is list:
         if not isinstance(value, list):

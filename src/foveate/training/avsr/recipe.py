@@ -11,10 +11,16 @@ from transformers import LlamaConfig, WhisperConfig
 from foveate.core.errors import FoveateError
 from foveate.core.text_files import read_json
 from foveate.models.avsr import AVSRConfig, LipEncoderConfig
+from foveate.synthetic.spoken_words import NOISES
+from foveate.training.recipe_file import read_settings
 
 #: Mel bins and seconds of Whisper's input here, and its frames.
 MEL_BINS, SECONDS = 80, 2
 AUDIO_FRAMES = 50 * SECONDS
+_AT_LEAST_ONE = (
+    "utterances", "width", "encoder_layers", "text_layers", "heads", "encoder_steps", "encoder_batch_size",
+    "text_steps", "text_batch_size", "steps", "batch_size",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -56,9 +62,13 @@ class AVSRRecipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("utterances", "encoder_steps", "encoder_batch_size", "text_steps", "text_batch_size", "steps"):
+        for name in _AT_LEAST_ONE:
             if getattr(self, name) < 1:
                 raise FoveateError(f"{name} is {getattr(self, name)}; the minimum is 1.")
+        if self.width % self.heads:
+            raise FoveateError(f"width is {self.width}, which {self.heads} heads do not divide.")
+        if self.noise not in NOISES:
+            raise FoveateError(f"noise is {self.noise!r}; possible are {', '.join(NOISES)}.")
         if not self.snrs:
             raise FoveateError("snrs names no level of noise.")
         if not self.learning_rate > 0:
@@ -116,10 +126,7 @@ def read_recipe(path: Path) -> AVSRRecipe:
         FoveateError: the file is invalid, or has an unknown setting.
     """
     try:
-        fields: dict[str, Any] = dict(read_json(path))
-        if "snrs" in fields:
-            fields["snrs"] = tuple(fields["snrs"])
-        return AVSRRecipe(**fields)
+        return read_settings(AVSRRecipe, read_json(path), "settings")
     except (ValueError, TypeError) as error:
         raise FoveateError(f"{path} is no recipe of a speech recognizer: {error}") from error
 
