@@ -57,6 +57,8 @@ def test_an_interrupted_training_ends_with_the_same_weights(tmp_path: Path) -> N
         train_language_model(dataclasses.replace(RECIPE, seed=1), tokenizer, parts, quiet, StopRequest())
     resumed = train_language_model(RECIPE, tokenizer, parts, quiet, StopRequest())
     assert resumed is not None
+    with pytest.raises(FoveateError, match="another recipe"):  # of a finished one, too
+        train_language_model(dataclasses.replace(RECIPE, seed=1), tokenizer, parts, quiet, StopRequest())
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
 
@@ -82,6 +84,12 @@ def test_run_resumes_and_refuses_other_settings(tmp_path: Path) -> None:
     assert again["rows"] == document["rows"]
     with pytest.raises(FoveateError, match="other settings"):
         avsr.run(dataclasses.replace(SETTINGS, held_out=3), path, runs)
+    # Another table cannot take what the folder of runs has of other settings.
+    other = tmp_path / "other.json"
+    with pytest.raises(FoveateError, match="2 utterances in place of 3"):
+        avsr.run(dataclasses.replace(SETTINGS, held_out=3), other, runs)
+    with pytest.raises(FoveateError, match="another recipe"):
+        avsr.run(dataclasses.replace(SETTINGS, recipe=dataclasses.replace(RECIPE, steps=3)), other, runs)
 
 
 def test_the_recipe_of_the_package_has_the_defaults(tmp_path: Path) -> None:
@@ -91,6 +99,10 @@ def test_the_recipe_of_the_package_has_the_defaults(tmp_path: Path) -> None:
         ("[1]", "no recipe"),
         ("{", "no recipe"),
         ('{"steps": 0}', "steps is 0"),
+        ('{"steps": 1.5}', "settings.steps: expected a whole number"),
+        ('{"snrs": [null, "loud"]}', r"settings.snrs\[1\]: expected a number"),
+        ('{"width": 30}', "4 heads do not divide"),
+        ('{"noise": "rain"}', "possible are babble, white"),
     ):
         (tmp_path / "a.json").write_text(text, encoding="utf-8")
         with pytest.raises(FoveateError, match=sentence):

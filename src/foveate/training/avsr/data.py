@@ -113,7 +113,7 @@ def encode_utterances(
         The features; None if it was stopped.
 
     Raises:
-        FoveateError: a file is damaged.
+        FoveateError: a file is damaged, or was made for another number of utterances.
     """
     folder.mkdir(parents=True, exist_ok=True)
     parts = []
@@ -138,6 +138,12 @@ def encode_utterances(
             parts.append(load_file(path))
         except (OSError, SafetensorError) as error:
             raise FoveateError(f"{path} is damaged; remove it: {error}") from error
+        expected = len(numbers[start : start + _BLOCK])
+        if (found := len(parts[-1]["words"])) != expected:
+            raise FoveateError(
+                f"{path} has {found} utterances in place of {expected}: it was made for another number of them; remove "
+                f"{folder}, or choose another folder of runs."
+            )
         on_progress(min(start + _BLOCK, len(numbers)), len(numbers))
     audio, video, words = (torch.cat([part[name] for part in parts]) for name in ("audio", "video", "words"))
     return Features(audio, video, [" ".join(WORDS[number] for number in row) for row in words.tolist()])

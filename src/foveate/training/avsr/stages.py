@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, WhisperModel
 
+from foveate.core.files import atomic_write
 from foveate.models.avsr import AVSRForConditionalGeneration, LipEncoder
 from foveate.synthetic.spoken_words import PHONEMES, VISEME_NAMES, utterance
 from foveate.training.avsr.data import WORDS_PER_UTTERANCE, Features, make_batch
@@ -98,7 +99,11 @@ def train_encoders(
 
     Returns:
         The models; None if the run was stopped.
+
+    Raises:
+        FoveateError: the folder holds encoders of another recipe.
     """
+    folder = RunDirectory(output, _about(recipe=recipe))
     if (output / "video" / "config.json").is_file():
         return WhisperModel.from_pretrained(output / "audio").eval(), LipEncoder.from_pretrained(
             output / "video"
@@ -135,11 +140,11 @@ def train_encoders(
         }
         return losses[0] + losses[1], right
 
-    folder = RunDirectory(output, _about(recipe=recipe))
     if not _run("encoders", modules, step_loss, recipe.encoder_steps, recipe, folder, on_progress, stop):
         return None
-    modules["audio"].save_pretrained(output / "audio")
-    modules["video"].save_pretrained(output / "video")
+    with atomic_write(output) as partial:
+        modules["audio"].save_pretrained(partial / "audio")
+        modules["video"].save_pretrained(partial / "video")
     return modules["audio"], modules["video"]
 
 
@@ -147,6 +152,7 @@ def train_language_model(
     recipe: AVSRRecipe, tokenizer: PreTrainedTokenizerFast, output: Path, on_progress: OnProgress, stop: StopRequest
 ) -> LlamaForCausalLM | None:
     """Train the language model on text: words, from their stretched spelling. Arguments as of `train_encoders`."""
+    folder = RunDirectory(output, _about(recipe=recipe))
     if (output / "config.json").is_file():
         return LlamaForCausalLM.from_pretrained(output).eval()
     model: Any = _seeded(recipe.seed, lambda: LlamaForCausalLM(recipe.llama(len(tokenizer))))
@@ -159,11 +165,9 @@ def train_language_model(
         right = (result.logits[:, :-1].argmax(-1) == labels[:, 1:])[asked]
         return result.loss, {"token_accuracy": float(right.float().mean())}
 
-    folder = RunDirectory(output, _about(recipe=recipe))
     if not _run("language model", model, step_loss, recipe.text_steps, recipe, folder, on_progress, stop):
         return None
-    model.save_pretrained(output)
-    tokenizer.save_pretrained(output)
+    _save(model, tokenizer, output)
     return model
 
 
@@ -191,7 +195,11 @@ def train_recognizer(
 
     Returns:
         The model; None if the run was stopped.
+
+    Raises:
+        FoveateError: the folder holds a model of another recipe or system.
     """
+    folder = RunDirectory(output, _about(recipe=recipe, task=task))
     if (output / "config.json").is_file():
         return AVSRForConditionalGeneration.from_pretrained(output).eval()
     audio, video, text = parts
@@ -212,9 +220,14 @@ def train_recognizer(
         shown = {} if result.balance_loss is None else {"balance_loss": float(result.balance_loss.detach())}
         return result.loss, shown
 
-    folder = RunDirectory(output, _about(recipe=recipe, task=task))
     if not _run(output.name, model, step_loss, recipe.steps, recipe, folder, on_progress, stop):
         return None
-    model.save_pretrained(output)
-    tokenizer.save_pretrained(output)
+    _save(model, tokenizer, output)
     return model
+
+
+def _save(model: Any, tokenizer: PreTrainedTokenizerFast, output: Path) -> None:
+    """Write a trained model in one step: its configuration says that it is finished."""
+    with atomic_write(output) as partial:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
