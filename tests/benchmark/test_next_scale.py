@@ -97,7 +97,12 @@ def test_resuming_measures_nothing_again(measured, folder) -> None:
     document, root = measured
     path = root / "benchmarks/results/next-scale-tiny.json"
     settings = benchmark.NextScaleSettings(str(folder), PLANS, samples=4, held_out=4, repeats=2)
-    assert benchmark.run(settings, path, resume=True)["rows"] == document["rows"]
+    assert benchmark.run(settings, path, resume=True) == json.loads(json.dumps(document))
+    assert benchmark.run(settings, path, resume=True, picture=root / "grid.png")["rows"] == document["rows"]
+    with pytest.raises(FoveateError, match="does not hold the images of a picture"):
+        benchmark.run(settings, path, resume=True, picture=root / "other.png")
+    with pytest.raises(FoveateError, match="draws nothing"):
+        benchmark.run(benchmark.NextScaleSettings(benchmark.LARGE), path, picture=root / "other.png")
     with pytest.raises(FoveateError, match="other settings"):
         benchmark.run(benchmark.NextScaleSettings(str(folder), PLANS, samples=5), path, resume=True)
 

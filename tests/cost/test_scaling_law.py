@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 from dataclasses import astuple, replace
@@ -104,6 +105,8 @@ def test_the_command(kind, tmp_path, capsys):
         path.write_text("parameters,tokens,error\n" + "\n".join(",".join(map(str, row)) for row in rows))
     else:
         path.write_text(json.dumps([dict(zip(("parameters", "tokens", "error"), row, strict=True)) for row in rows]))
+    assert read_rows(path) == rows
+    path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())  # as spreadsheets write it
     assert read_rows(path) == rows
     pytest.importorskip("matplotlib")
     assert run(str(path), "--resamples", "20", "--plot", str(plot), "--json") == 0

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from foveate.benchmark.profiling import clock, hardware, spread, threads, versions
-from foveate.benchmark.results import earlier, write_json
+from foveate.benchmark.results import earlier, read_results, write_json
 from foveate.core.errors import FoveateError
 from foveate.core.full_model import FULL_MODEL
 from foveate.core.plan import parse_plan
@@ -120,10 +120,16 @@ def run(
         `picture_mse` against the full cache's images (in [-1, 1]), and on held-out pictures, read map by map through
         the cache: `nats` a token, `best_equal` (share of tokens whose most likely code is the full cache's).
     """
+    if picture is not None and settings.model == LARGE:
+        raise FoveateError("the large model has random weights and draws nothing; leave the picture out.")
     if resume:
         (rows,) = earlier(path, asdict(settings), ["rows"], KIND)
+        if rows and picture is not None and not picture.exists():
+            raise FoveateError(
+                f"{path} does not hold the images of a picture; measure again, or leave the picture out."
+            )
         if rows:
-            return {"settings": asdict(settings), "rows": rows}
+            return read_results(path)
     with threads(settings.threads):
         document = _measure(settings, command, picture, report)
     write_json(path, document)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -89,8 +88,7 @@ def encoders(
         geometry=benchmark.gpu_geometry() if device == "cuda" else Geometry(),
     )
     output = output or Path("benchmarks/results") / f"encoders-{device}.json"
-    command = " ".join(["foveate", *sys.argv[1:]])
-    results = benchmark.compare(settings, output, resume=resume, command=command, report=notes.print)
+    results = benchmark.compare(settings, output, resume=resume, command=command_line(), report=notes.print)
     if plot is not None:
         benchmark.plot(results, plot)
     if as_json:

@@ -9,6 +9,7 @@ fixed cost of inference, N (T + text), the best number of tokens follows from th
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from foveate.core.errors import FoveateError
-from foveate.core.text_files import read_json
+from foveate.core.text_files import read_json, read_text
 
 COLUMNS = ("parameters", "tokens", "error")
 #: Shares of the lowest error that fits start from, for D.
@@ -93,8 +94,7 @@ def read_rows(path: Path) -> list[tuple[float, float, float]]:
             raise FoveateError(f"{path} cannot be read as JSON: {error}.") from error
     else:
         try:
-            with path.open(encoding="utf-8", newline="") as file:
-                records = list(csv.DictReader(file))
+            records = list(csv.DictReader(io.StringIO(read_text(path))))
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise FoveateError(f"{path} cannot be read as CSV: {error}.") from error
     if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):

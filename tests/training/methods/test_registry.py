@@ -131,3 +131,9 @@ def test_a_module_without_its_trainer_is_a_fault(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(methods, "entry_points", lambda group: points)
     with pytest.raises(TypeError, match="no MethodTrainer named 'other'"):
         trainer_of("other")
+
+
+@pytest.mark.parametrize("name", ["covipal", "dpn", "flash", "relevance", "specvlm"])
+def test_a_folder_of_images_needs_files_that_name_them(name):
+    with pytest.raises(FoveateError, match="--images is the folder of the files' image paths"):
+        trainer_of(name).config_class(images=Path("photos"))

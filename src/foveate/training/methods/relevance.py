@@ -36,6 +36,7 @@ from foveate.training.methods.shared.loop import TrainState
 from foveate.training.methods.shared.questions import (
     DATA_HELP,
     IMAGES_HELP,
+    check_images,
     digests,
     file_samples,
     rendered_samples,
@@ -81,6 +82,7 @@ class RelevanceTrainConfig:
             raise FoveateError(f"depth must be 0 or more, not {self.depth}.")
         if self.data and self.rendered is not None:
             raise FoveateError("--rendered makes data where there are no files; leave out one of them.")
+        check_images(self.images, self.data)
         if self.limit is not None and not self.data:
             raise FoveateError("--limit is for files; --rendered says how many rendered images there are.")
 

@@ -54,6 +54,7 @@ class QuestionsConfig(TrainConfig):
         at_least_one(self, "limit", "held_out")
         if self.limit is not None and not self.data:
             raise FoveateError("--limit is for files; questions about rendered images have no end.")
+        check_images(self.images, self.data)
         if self.difficulty is not None and not 0 <= self.difficulty <= 1:
             raise FoveateError(f"difficulty lies between 0 and 1, not {self.difficulty}.")
         _ = self.pages
@@ -70,6 +71,16 @@ class QuestionsConfig(TrainConfig):
     def about(self) -> dict[str, Any]:
         """What makes a run what it is, the content of files included."""
         return identity(self) | {"data": digests(self.data)}
+
+
+def check_images(images: Path | None, data: Sequence[Path]) -> None:
+    """Refuse a folder of images without files that name some.
+
+    Raises:
+        FoveateError: there is such a folder, and no file.
+    """
+    if images is not None and not data:
+        raise FoveateError("--images is the folder of the files' image paths; name the files with --data.")
 
 
 def digests(paths: Sequence[Path]) -> list[str]:
