@@ -255,6 +255,8 @@ def test_attention_that_is_not_installed_is_refused(small: SpeedSettings) -> Non
 
 def test_the_command_writes_the_file_and_prints_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "result.json"
+    assert cli.main(["bench", "speed", "--plans", "dart:4", "--budgets", "8", "-o", str(path)]) == 2
+    assert "--budgets are for --methods" in capsys.readouterr().err
     line = ["bench", "speed", "--models", "small", "--methods", "dart", "--budgets", "4", "--repeats", "1"]
     line += ["--new-tokens", "2", "--device", "cpu", "--dtype", "float32", "--threads", "1", "-o", str(path)]
     assert cli.main([*line, "--json"]) == 0

@@ -10,7 +10,7 @@ from foveate.training.muon import MuonAdamW, orthogonalised
 from foveate.training.recipe_file import parse_recipe
 from foveate.training.run import Run
 from foveate.training.trainer import StageTrainer
-from tests.training.small_training import EVERYTHING, recipe, small_stage, write_conversations
+from tests.training.small_training import EVERYTHING, recipe, small_stage
 
 BETAS = (0.9, 0.95)
 
@@ -103,7 +103,7 @@ def test_muon_moves_matrices_only():
 
 
 def test_a_stage_gives_muon_its_inner_matrices(tmp_path, monkeypatch):
-    data = [{"files": {"path": str(write_conversations(tmp_path))}}]
+    data = [{"rendered": {"tasks": {"read_word": 1}, "sizes": {"width": [64, 96], "height": [64, 64]}}}]
     stage = small_stage(
         data, optimizer="muon", steps=2, train=EVERYTHING | {"heads": 1e-3}, loss={"answer": 1, "cells": 0.1}
     )

@@ -239,6 +239,8 @@ LLAVA = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "i
     ("llava", "changes", "words"),
     [
         (False, {"loss": {"answer": 1, "page": 1}}, r"loss\.page reads a \[CLS\] token"),
+        (False, {"loss": {"answer": 1, "cells": 1}}, r"loss\.cells needs to know where something is drawn"),
+        (False, {"loss": {"answer": 1, "question_attention": 1}}, r"loss\.question_attention needs to know where"),
         (True, {"loss": {"answer": 1, "early_cells": 1}}, r"loss\.early_cells reads the tokens before the last stage"),
         (
             True,
@@ -253,6 +255,14 @@ def test_losses_and_parts_that_a_model_does_not_have_are_refused(tmp_path, data,
     stage = small_stage(data, **{"train": train, **changes})
     with pytest.raises(FoveateError, match=words):
         run_of(tmp_path, stage, **({"model": model} if llava else {})).train()
+
+
+@pytest.mark.parametrize("key", ["frames", "videos"])
+def test_what_is_for_clips_is_refused_where_none_are_read(tmp_path, data, key):
+    value = {"frames": "uniform-frames:8", "videos": str(tmp_path)}[key]
+    stage = small_stage([{"files": data[0]["files"] | {key: value}}])
+    with pytest.raises(FoveateError, match=f"files.{key} is for clips, .* llava-uhd reads no clips"):
+        run_of(tmp_path, stage).train()
 
 
 def test_another_recipe_in_the_same_folder_is_noticed(tmp_path, data):

@@ -199,6 +199,8 @@ def speed(
     from foveate.benchmark import speed as benchmark
     from foveate.commands.lists import names_in, numbers_in, plans_in
 
+    if budgets and plans and not methods:
+        raise FoveateError("--budgets are for --methods: name some, or give the plans their budgets.")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     settings = benchmark.SpeedSettings(
         models=names_in(models) or _models(quick, clips=frames is not None),

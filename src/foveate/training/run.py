@@ -337,7 +337,7 @@ class Run:
 
 
 def _check_reach(stage: Stage, training_model: TrainingModel) -> None:
-    """Raise FoveateError for a loss or a part of a stage that the model does not have."""
+    """Raise FoveateError for a loss or a part that the model does not have, or a loss that the data say nothing of."""
     kind = training_model.architecture.name
     if stage.loss.page and training_model.page_reader is None:
         raise FoveateError(
@@ -348,6 +348,14 @@ def _check_reach(stage: Stage, training_model: TrainingModel) -> None:
             f"stage {stage.name}: loss.early_cells reads the tokens before the last stage, which this {kind} model has "
             "not; leave it out."
         )
+    rendered = any(data.rendered is not None for data in stage.data)
+    shown = rendered or any(data.clips is not None for data in stage.data)
+    for name in ("cells", "early_cells", "page", "answer_attention", "question_attention"):
+        if getattr(stage.loss, name) and not (shown if name.endswith("attention") else rendered):
+            raise FoveateError(
+                f"stage {stage.name}: loss.{name} needs to know where something is drawn, which only rendered images "
+                "tell; add some to the data, or leave it out."
+            )
     parts = {training_model.part_of(name) for name, _ in training_model.named_parameters()}
     for part in stage.train:
         if part not in parts:

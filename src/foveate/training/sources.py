@@ -30,6 +30,9 @@ def open_source(data: Data, unit: int, seed: int, no_clips: str | None = NO_CLIP
         return ClipSource(data.clips, unit)
     if data.files is not None:
         files = data.files
+        for name in ("videos", "frames"):
+            if no_clips is not None and getattr(files, name) is not None:
+                raise FoveateError(f"files.{name} is for clips, which are not read here; {no_clips}.")
         examples = read_conversations(files.path, files.images, files.videos, sampler=files.sampler, no_clips=no_clips)
         return ListSource(examples.__getitem__, len(examples), seed)
     try:
