@@ -280,6 +280,9 @@ def test_another_recipe_in_the_same_folder_is_noticed(tmp_path, data):
     )
     (tmp_path / "data.jsonl").write_text((tmp_path / "data.jsonl").read_text().split("\n")[0], encoding="utf-8")
     assert "stage one was begun with another data, and continues" in shown(stage | {"steps": 3})
+    for change in ({"train": {"connector": 1e-3}}, {"optimizer": "muon"}):
+        with pytest.raises(FoveateError, match="cannot be continued with other parts in train or another optimizer"):
+            shown(stage | {"steps": 4} | change)
     assert "another" not in shown(stage | {"steps": 4})  # what the last checkpoint was trained with counts
     log = read_log(tmp_path / "out")
     with pytest.raises(FoveateError, match=r"stages that this recipe does not have \(1-one\)"):

@@ -34,13 +34,13 @@ def provenance(recipe: Recipe, stage: Stage) -> dict[str, Any]:
     return json.loads(json.dumps(values))  # as a file has them: lists in place of tuples
 
 
-def differences(checkpoint: Path, current: dict[str, Any]) -> list[str]:
-    """Keys of the recipe with another value than when a checkpoint was written; none for one of an older version."""
+def differences(checkpoint: Path, current: dict[str, Any]) -> dict[str, Any]:
+    """Earlier values of what has changed since a checkpoint, by key of the recipe; none for one of an older version."""
     try:
         before = read_json(checkpoint / FILE)
     except (OSError, ValueError):
-        return []
-    return sorted(key for key in current if key in before and before[key] != current[key])
+        return {}
+    return {key: before[key] for key in sorted(current) if key in before and before[key] != current[key]}
 
 
 def _located(model: dict[str, Any]) -> dict[str, Any]:

@@ -172,7 +172,7 @@ class Run:
         newest = checkpoints.latest(folder)
         before = self._newest(index)
         origin = provenance(self.recipe, stage) if self.is_main_process else {}
-        changed = differences(newest[0], origin) if newest else []
+        changed = differences(newest[0], origin) if newest else {}
         if newest is not None and newest[1] >= stage.steps:
             load_weights(training_model, newest[0])
             if changed:
@@ -183,6 +183,11 @@ class Run:
             if newest[0] == self._newest(len(self.recipe.stages)) and not self._is_exported(newest[0]):
                 self._export(training_model, processor, stage, newest[0], self.output / "model")
             return True
+        if "optimizer" in changed or changed.get("train", stage.train).keys() != stage.train.keys():
+            raise FoveateError(
+                f"stage {stage.name} was begun with another {', '.join(changed)}: it cannot be continued with other "
+                "parts in train or another optimizer; choose another output folder."
+            )
         if changed:
             console.print(
                 f"stage {stage.name} was begun with another {', '.join(changed)}, and continues with that of the recipe"
@@ -341,12 +346,12 @@ def _check_reach(stage: Stage, training_model: TrainingModel) -> None:
     kind = training_model.architecture.name
     if stage.loss.page and training_model.page_reader is None:
         raise FoveateError(
-            f"stage {stage.name}: loss.page reads a [CLS] token, which this {kind} model has not; leave it out."
+            f"stage {stage.name}: loss.page reads a [CLS] token, which this {kind} model does not have; leave it out."
         )
     if stage.loss.early_cells and training_model.reader.before is None:
         raise FoveateError(
-            f"stage {stage.name}: loss.early_cells reads the tokens before the last stage, which this {kind} model has "
-            "not; leave it out."
+            f"stage {stage.name}: loss.early_cells reads the tokens before the last stage, which this {kind} model "
+            "does not have; leave it out."
         )
     rendered = any(data.rendered is not None for data in stage.data)
     shown = rendered or any(data.clips is not None for data in stage.data)
