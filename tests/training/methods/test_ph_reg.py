@@ -202,3 +202,18 @@ def test_bad_input(folder, images, tmp_path):
     with pytest.raises(FoveateError, match="say whose encoder"):
         train_method("ph-reg", output, **options(images))
     assert not output.exists()
+
+
+def test_held_out_files_are_part_of_what_a_run_is(tmp_path):
+    """A run that is finished could else be measured on files that it was trained on."""
+    for number in range(6):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png")
+
+    def about(**options: Any) -> dict[str, Any]:
+        return PHRegTrainer(PHRegTrainConfig(**options)).about()
+
+    one = about(images=(tmp_path,), held_out=2)
+    assert about(images=(tmp_path,), held_out=2) == one != about(images=(tmp_path,), held_out=3)
+    Image.new("RGB", (8, 8)).save(tmp_path / "6.png")
+    assert about(images=(tmp_path,), held_out=2) != one
+    assert about(held_out=2) == about(held_out=3)  # rendered pages have a split of their own

@@ -15,6 +15,8 @@ clipped to a norm of 1, images are cut as the image processor does and not at ra
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,6 +143,15 @@ class PHRegTrainer(StepTrainer[PHRegTrainConfig]):
             raise FoveateError("say whose encoder: --model, a folder or Hub id of a CLIP, SigLIP or DINOv2 encoder.")
         loaded, processor = load_with_encoder(model, device)
         return RegistersModel.from_tower(loaded, 0), processor
+
+    def about(self) -> dict[str, Any]:
+        """Options; of files also which there are and how many are held out, on which follows what is trained on."""
+        about, config = super().about(), self.config
+        if not config.images:
+            return about
+        files = [(path.name, path.stat().st_size) for path in image_files(config.images)]
+        digest = hashlib.sha256(json.dumps(files).encode()).hexdigest()
+        return {**about, "held_out": config.held_out, "files": digest}
 
     def data(self) -> Images:
         """The images."""
