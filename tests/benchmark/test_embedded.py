@@ -99,6 +99,9 @@ def test_a_stopped_evaluation_goes_on_where_it_stood(folder, tmp_path):
     arguments = (["read_word", "count_shapes"], 4, 1, Pictures(0.5, (128, 560), 12), 2)
     whole = evaluate(str(folder), tmp_path / "whole.jsonl", *arguments)
     assert len(whole) == 8
+    headed = tmp_path / "headed.jsonl"
+    headed.write_text((tmp_path / "whole.jsonl").read_text(encoding="utf-8").split("\n")[0] + "\n", encoding="utf-8")
+    assert len(evaluate(str(folder), headed, *arguments)) == len(evaluate(str(folder), headed, *arguments)) == 8
     fewer = evaluate(str(folder), tmp_path / "whole.jsonl", ["read_word"], 2, *arguments[2:])
     assert sorted(row["index"] for row in fewer) == [0, 1]  # others that the file has do not count
 

@@ -208,7 +208,7 @@ def evaluate(
         done[row["task"]].add(row["index"])
     model, processor = load(name)
     with rows_file.open("a", encoding="utf-8") as file:
-        if not rows:
+        if not rows_file.stat().st_size:
             file.write(json.dumps(settings) + "\n")
         for task in tasks:
             stream = questions(task, easy_count if task == EASY_VQA else count, pictures, done[task])
