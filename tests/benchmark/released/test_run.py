@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +90,12 @@ def test_other_settings_and_other_questions_need_another_folder(model: str, tmp_
     run(settings(model, tasks=("words",)), tmp_path, AnswerSheet(), command=COMMAND)
     with pytest.raises(FoveateError, match=r"other settings \(limit\); choose another folder"):
         run(settings(model, limit=3), tmp_path, AnswerSheet())
+    trained_on = tmp_path / "tiny"
+    shutil.copytree(model, trained_on)
+    before = settings(str(trained_on)).described
+    assert settings(str(trained_on)).described == before
+    os.utime(trained_on / "model.safetensors", (0, 0))
+    assert settings(str(trained_on)).described != before
     with pytest.raises(FoveateError, match="the questions of words have changed"):
         run(settings(model, tasks=("words",), plans=("divprune:25%",)), tmp_path, AnswerSheet(questions="others"))
     (tmp_path / EVALUATIONS / "other.json").write_text("{}")

@@ -14,7 +14,7 @@ from foveate.benchmark.speed import SpeedSettings
 from foveate.core.errors import FoveateError
 from foveate.core.full_model import is_full_model
 from foveate.core.plan import Plan
-from foveate.loading import DTYPES, load_skeleton, locate
+from foveate.loading import DTYPES, fingerprint, load_skeleton, locate
 
 #: Short names of tasks, each with the task of lmms-eval whose answers are public.
 TASKS = {
@@ -118,9 +118,12 @@ class ReleasedSettings:
 
     @property
     def described(self) -> dict[str, Any]:
-        """Settings that must agree for evaluations to share a folder."""
+        """Settings that must agree for evaluations to share a folder, with the content of a model that is a folder."""
         names = ("model", "limit", "dtype", "attention")
-        return {name: getattr(self, name) for name in names} | {"device": self.runs_on.type}
+        described = {name: getattr(self, name) for name in names} | {"device": self.runs_on.type}
+        if Path(self.model).is_dir():
+            described["content of the model"] = fingerprint(self.model)
+        return described
 
 
 def slug(text: str) -> str:
