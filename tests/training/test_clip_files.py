@@ -225,7 +225,7 @@ def test_a_recipe_trains_on_clips_of_a_file_and_resumes(folder: Path, tmp_path: 
             "line 1: `video` cannot be learned from here; llava reads no clips: train it on images, or choose",
         ),
         (
-            {"stage": {"loss": {"cells": 1}, "train": {"vision_tower": 1e-3, "heads": 1e-3}}},
+            {"stage": {"loss": {"colours": 1}, "train": {"vision_tower": 1e-3, "heads": 1e-3}}},
             "line 1: `video` cannot be learned from here; clips are trained on answers",
         ),
     ],
