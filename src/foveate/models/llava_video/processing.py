@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -151,7 +152,7 @@ class FoveateLlavaVideoProcessor(LlavaProcessor):
             pictures = [prompt.count(self.image_token) for prompt in plain]
             extra |= self.instruction_ids(asked, pictures, found)
         batch = super().__call__(images=images, text=text, **kwargs)
-        batch.update(extra)
+        batch.update(BatchFeature(extra, tensor_type=kwargs.get("return_tensors")))
         return batch
 
     def validate_inputs(self, images: Any = None, text: Any = None, **kwargs: Any) -> None:
@@ -160,10 +161,13 @@ class FoveateLlavaVideoProcessor(LlavaProcessor):
         super().validate_inputs(images=images, text=prompts, **kwargs)
 
     def _frames(self, clip: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
-        """Pixels `(T, C, H, W)` of the frames of a clip."""
-        names = ("do_resize", "size", "do_center_crop", "crop_size", "do_rescale", "do_normalize")
-        own = {name: kwargs[name] for name in names if name in kwargs}
-        return self.image_processor(list(clip), return_tensors="pt", **own)["pixel_values"]
+        """Pixels `(T, C, H, W)` of the frames of a clip, with the options that images have."""
+        names = set(getattr(getattr(self.image_processor, "valid_kwargs", None), "__annotations__", ())) - {
+            "return_tensors"
+        }
+        own = {name: value for name, value in kwargs.items() if name in names}
+        own = {**kwargs.get("images_kwargs", {}), **own, "return_tensors": "pt"}
+        return self.image_processor(list(clip), **own)["pixel_values"]
 
     def clip_inputs(
         self, clips: Sequence[Sequence[Any]], timestamps: Sequence[Sequence[float]] | None = None, **kwargs: Any
@@ -261,6 +265,8 @@ def _clips(videos: Any) -> list[Any]:
     """
     if videos is None:
         return []
+    if isinstance(videos, (str, PathLike)):
+        videos = [videos]
     if isinstance(videos, (np.ndarray, Tensor)):
         videos = [videos] if videos.ndim == 4 else list(videos)
     elif videos and _is_frame(videos[0]):
@@ -268,7 +274,9 @@ def _clips(videos: Any) -> list[Any]:
     clips = []
     for number, clip in enumerate(videos):
         if isinstance(clip, Tensor):
-            clip = clip.numpy()
+            clip = clip.cpu().numpy()
+        if isinstance(clip, (str, PathLike)):
+            raise FoveateError(f"clip {number} must be its frames, and {str(clip)!r} is a path: read the file first.")
         if len(clip) == 0 or (isinstance(clip, np.ndarray) and (clip.ndim != 4 or clip.shape[-1] != 3)):
             shape = clip.shape if isinstance(clip, np.ndarray) else "no frames"
             raise FoveateError(f"clip {number} must be (frames, height, width, 3) or a list of images, not {shape}.")
@@ -278,7 +286,9 @@ def _clips(videos: Any) -> list[Any]:
 
 def _is_frame(item: Any) -> bool:
     """Whether an item of a list is a frame, and not a clip."""
-    return item.ndim == 3 if isinstance(item, (np.ndarray, Tensor)) else not isinstance(item, (list, tuple))
+    if isinstance(item, (np.ndarray, Tensor)):
+        return item.ndim == 3
+    return not isinstance(item, (list, tuple, str, PathLike))
 
 
 def _padded(pixels: list[Tensor]) -> dict[str, Tensor]:
