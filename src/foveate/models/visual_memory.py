@@ -8,9 +8,10 @@ text that is written reads it too.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -31,14 +32,15 @@ class VisualMemory:
         mask: `(B, S)` bool, False for padding.
         text: `(B, L)` bool, columns of the call that are text; no placeholder and no padding.
         visual: `(B, L)` bool, columns of the call that are visual tokens.
-        projected: Keys and values of the states, by reader; they stay for the text that is written.
+        projected: Keys and values of the states, by reader; they stay for the text that is written. A copy of the cache
+            copies no reader.
     """
 
     states: Tensor
     mask: Tensor
     text: Tensor
     visual: Tensor
-    projected: dict[MemoryReader, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    projected: MutableMapping[MemoryReader, tuple[Tensor, Tensor]] = field(default_factory=WeakKeyDictionary)
 
     @classmethod
     def of_rows(cls, rows: Sequence[Sequence[Tensor]], text: Tensor, visual: Tensor, empty: Tensor) -> VisualMemory:
@@ -71,12 +73,11 @@ class VisualMemory:
             reader: The reader.
             states: Returns what it makes them of.
         """
-        if reader in self.projected:
-            return self.projected[reader]
-        made = reader.keys_values(states())
-        if not torch.is_grad_enabled():
-            self.projected[reader] = made
-        return made
+        if torch.is_grad_enabled():  # also where a layer runs again for its gradients, and ran without them before
+            return reader.keys_values(states())
+        if reader not in self.projected:
+            self.projected[reader] = reader.keys_values(states())
+        return self.projected[reader]
 
 
 class MemoryReader(nn.Module, ABC):
@@ -99,7 +100,10 @@ class MemoryReader(nn.Module, ABC):
 
     @abstractmethod
     def attach(self, layer: nn.Module) -> None:
-        """Hook the reader into its layer, whose calls have the memory as their argument."""
+        """Hook the reader into its layer, whose calls have the memory as their argument.
+
+        Hooks are methods of the reader, so that a copy of the model has those of its own readers.
+        """
 
     def reset_parameters(self) -> None:
         """Initialize the parameters that no layer of torch initializes, by `transformers.initialization`."""

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import Tensor
+from transformers import GenerationConfig, StaticCache
 
 import foveate
+from foveate import compat
 from foveate.core.errors import FoveateError
 from foveate.core.tokens import Grid
 from foveate.models.llava_video import FoveateLlavaVideoConfig
@@ -16,14 +21,17 @@ from foveate.models.llava_video.placeholders import kept_columns, kept_placehold
 from foveate.models.llava_video.processing import pair
 from foveate.models.video_connectors import ClipShape, register_video_connector, unregister_video_connector
 from foveate.models.video_connectors.average import Average
+from tests.models.llava.small_llava import pictures
 from tests.models.llava_video.small_llava_video import (
     VIDEO_ID,
     clips,
+    open_gates,
     small_batch,
     small_config,
     small_llava_video,
     small_processor,
 )
+from tests.models.video_connectors.small_options import options_of
 
 
 class Brightest(Average):
@@ -154,6 +162,100 @@ def test_shortened_prompts_have_no_cache_of_the_caller_and_no_plan(brightest):
         pass
 
 
+def test_limits_count_with_the_prompt_as_it_was_given(brightest):
+    model, processor = brightest
+    batch = processor(videos=clips(4), text="a <video>?", return_tensors="pt")
+    length = batch["input_ids"].shape[1]
+    model.generation_config.eos_token_id = None
+    for options in ({"max_length": length + 3}, {"generation_config": GenerationConfig(max_length=length + 3)}):
+        assert model.generate(**batch, **options, do_sample=False).shape[1] == length + 3
+    assert model.generate(**batch, max_new_tokens=2, do_sample=False).shape[1] == length + 2
+    embeds = {name: value for name, value in batch.items() if name != "input_ids"}
+    embeds["inputs_embeds"] = model.get_input_embeddings()(batch["input_ids"])
+    with pytest.raises(FoveateError, match="generate from input_ids"):
+        model.generate(**embeds, max_new_tokens=2)
+
+
+READERS = ("slow_fast", "crosslmm")
+
+
+def reading(name: str) -> tuple[Any, Any]:
+    """A model whose decoder layers read clips, and its processor."""
+    return open_gates(small_llava_video(name, **options_of(name))), small_processor(name, **options_of(name))
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_cache_that_was_emptied_holds_no_clip(name):
+    model, processor = reading(name)
+    clip = processor(videos=clips(4), text="<video>?", return_tensors="pt")
+    words = processor(text="plain text", return_tensors="pt")
+    with torch.no_grad():
+        expected = model(**words, use_cache=False).logits
+        cache = StaticCache(config=model.config.text_config, max_cache_len=64)
+        model(**clip, use_cache=True, **compat.cache_argument(cache))
+        copied = copy.deepcopy(cache)
+        cache.reset()
+        for _ in range(2):
+            again = model(**words, use_cache=True, **compat.cache_argument(cache)).logits
+            torch.testing.assert_close(again, expected, atol=1e-5, rtol=1e-4)
+            cache.reset()
+        # The copy still holds the clip, for text that follows.
+        more = {"input_ids": torch.tensor([[65, 66]]), "use_cache": True}
+        followed = model(**more, **compat.cache_argument(copied)).logits
+        ids = torch.cat([clip["input_ids"], more["input_ids"]], dim=1)
+        whole = model(**{**clip, "input_ids": ids, "attention_mask": torch.ones_like(ids)}, use_cache=False).logits
+    torch.testing.assert_close(followed, whole[:, -2:], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_adapters_on_projections_that_are_hooked_act_as_when_they_are_merged(name):
+    model, processor = reading(name)
+    batch = small_batch(processor)
+    torch.manual_seed(0)
+    adapters = LoraConfig(r=2, target_modules=r".*language_model.*\.[qo]_proj", init_lora_weights=False)
+    adapted = get_peft_model(model, adapters).eval()
+    with torch.no_grad():
+        before = adapted(**batch).logits
+        after = adapted.merge_and_unload()(**batch).logits
+    torch.testing.assert_close(after, before, atol=1e-4, rtol=1e-3)
+
+
+def test_a_call_that_fails_leaves_no_hook(monkeypatch):
+    model, processor = reading("slow_fast")
+    batch = small_batch(processor)
+    attention = model.model.language_model.layers[0].self_attn
+    with torch.no_grad():
+        expected = model(**batch).logits
+        with monkeypatch.context() as patch:
+            patch.setattr(attention.k_proj, "forward", lambda x: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                model(**batch)
+        assert not attention.o_proj._forward_pre_hooks and not attention.q_proj._forward_hooks
+        assert torch.equal(model(**batch).logits, expected)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"image_mean": [0.0, 0.0, 0.0]},
+        {"rescale_factor": 0.5},
+        {"resample": 0},
+        {"images_kwargs": {"do_normalize": False}},
+    ],
+)
+def test_options_of_images_act_on_clips(options):
+    processor, picture = small_processor(), pictures()[0]
+    plain, changed = (
+        processor(images=[picture], videos=[[picture]], text="<image><video>", return_tensors="pt", **some)
+        for some in ({}, options)
+    )
+    for batch in (plain, changed):
+        assert torch.equal(batch["pixel_values_videos"][0], batch["pixel_values"])
+    assert not torch.equal(plain["pixel_values"], changed["pixel_values"])
+    arrays = processor(videos=[[picture]], text="<video>", return_tensors="np", **options)
+    assert type(arrays["pixel_values_videos"]) is type(arrays["input_ids"])
+
+
 def test_the_last_placeholders_of_every_clip_stay():
     places = torch.tensor([[0, 1, 1, 1, 0, 1, 1], [0, 0, 1, 1, 1, 1, 0]]).bool()
     stays = kept_placeholders(places, [3, 2, 4], [1, 2, 3], "video")
@@ -176,6 +278,8 @@ def test_bad_input_ends_in_one_sentence():
         ({"videos": [clip], "text": "<video>", "video_timestamps": [[0.0]]}, r"one number for every frame, \[4\]"),
         ({"videos": [clip[..., :1]], "text": "<video>"}, "clip 0 must be"),
         ({"videos": [[]], "text": "<video>"}, "clip 0 must be"),
+        ({"videos": "clip.mp4", "text": "<video>"}, "clip 0 must be its frames, and 'clip.mp4' is a path"),
+        ({"videos": ["clip.mp4"], "text": "<video>"}, "clip 0 must be its frames, and 'clip.mp4' is a path"),
     ):
         with pytest.raises(FoveateError, match=message):
             processor(**arguments, return_tensors="pt")
@@ -185,11 +289,19 @@ def test_bad_input_ends_in_one_sentence():
         ({"pixel_values_videos": pixels[0]}, "must be .clips, frames"),
         ({"pixel_values_videos": pixels, "frame_counts": torch.tensor([5])}, "a number from 1 to 4"),
         ({"pixel_values_videos": pixels, "video_timestamps": torch.zeros(1, 3)}, "one for every frame"),
+        ({"pixel_values_videos": pixels, "vision_feature_layer": 7}, "hidden states 0 to 4, and 7 was chosen"),
     ):
         with pytest.raises(FoveateError, match=message):
             model.get_video_features(**arguments)
     with pytest.raises(FoveateError, match="36 video placeholders, and the video inputs need 27"):
         model(input_ids=batch["input_ids"], pixel_values_videos=pixels[:, :3])
+    encoded = model.model.encode(batch)
+    for arguments, message in (
+        ({"mm_encoder_outputs": encoded}, "as pixel_values_videos or as mm_encoder_outputs, not both"),
+        ({"inputs_embeds": model.get_input_embeddings()(batch["input_ids"])}, "exactly one of input_ids and"),
+    ):
+        with pytest.raises(FoveateError, match=message):
+            model(**batch, **arguments)
     with pytest.raises(FoveateError, match="no option spokes"):
         small_config(spokes=1)
     with pytest.raises(FoveateError, match="different placeholders"):

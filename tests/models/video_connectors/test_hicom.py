@@ -12,7 +12,9 @@ from foveate.core.errors import FoveateError
 from foveate.core.tokens import Grid
 from foveate.models.video_connectors import ClipShape, Instruction, build_video_connector, video_connector_of_sizes
 from foveate.models.video_connectors.hicom import HICom, _grouped, _windows
+from tests.models.llava_video.small_llava_video import clips, small_llava_video, small_processor
 from tests.models.video_connectors.released_hicom import CASES, TEXT_WIDTH, WIDTH, features, instruction, weights
+from tests.models.video_connectors.small_options import options_of
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "hicom.json").read_text(encoding="utf-8"))
 
@@ -129,6 +131,15 @@ def test_the_newline_follows_the_groups():
     with torch.no_grad():
         tokens = connector(torch.randn(4, 9, 16), Grid(3, 3))
     assert len(tokens) == 1 + 1 + 2 and torch.equal(tokens[1], connector.newline)
+
+
+def test_instructions_that_the_text_encoder_cannot_read_are_refused():
+    options = options_of("hicom")
+    model, processor = small_llava_video("hicom", **options), small_processor("hicom", **options)
+    for words, count in (("", 0), ("w" * 65, 65)):
+        batch = processor(videos=clips(4), text="<video>", instructions=[words], return_tensors="pt")
+        with pytest.raises(FoveateError, match=f"of 1 to 64 words, and that of clip or image 0 has {count}:"):
+            model(**batch)
 
 
 def test_bad_options():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 import re
@@ -22,9 +23,12 @@ from foveate.models.video_connectors import (
     unregister_video_connector,
     video_connector_of_sizes,
 )
+from tests.checkpointing import checkpoint
+from tests.models.llava.small_llava import pictures
 from tests.models.llava_video.small_llava_video import (
     VIDEO_ID,
     clips,
+    open_gates,
     small_batch,
     small_llava_video,
     small_processor,
@@ -141,7 +145,7 @@ def test_bad_input_is_refused_in_one_sentence(connector):
 
 def test_in_a_llava_it_generates_saves_and_loads(connector, tmp_path):
     name, options = connector.name, options_of(connector.name)
-    model, processor = small_llava_video(name, **options), small_processor(name, **options)
+    model, processor = open_gates(small_llava_video(name, **options)), small_processor(name, **options)
     batch = small_batch(processor)
     most = [connector.output_shape(frames, Grid(6, 6)).size for frames in (4, 3, 4)]
     assert (batch["input_ids"] == VIDEO_ID).sum(-1).tolist() == [most[0] + most[1], most[2]]
@@ -177,6 +181,61 @@ def test_in_a_llava_it_is_trained(connector):
     output.loss.backward()
     for own, parameter in model.model.multi_modal_projector.named_parameters():
         assert parameter.grad is not None or re.search(UNREAD.get(name, r"$^"), own), own
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_in_a_llava_changes_no_gradient(connector, reentrant):
+    name, options = connector.name, options_of(connector.name)
+    model, batch = open_gates(small_llava_video(name, **options)), small_batch(small_processor(name, **options))
+    for module in model.train().modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    labels = torch.where(batch["input_ids"] >= 256, -100, batch["input_ids"])
+    gradients = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            checkpoint(model, reentrant=reentrant)
+        model.zero_grad()
+        torch.manual_seed(0)
+        model(**batch, labels=labels, use_cache=False).loss.backward()
+        gradients.append({name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for own, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][own], gradient, atol=1e-4, rtol=1e-3)
+
+
+def test_a_copy_has_weights_of_its_own(connector):
+    name, options = connector.name, options_of(connector.name)
+    model, batch = open_gates(small_llava_video(name, **options)), small_batch(small_processor(name, **options))
+    copied = copy.deepcopy(model)
+    parts = [part for part in ("multi_modal_projector", "memory_readers") if hasattr(model.model, part)]
+    with torch.no_grad():
+        before = model(**batch, use_cache=False).logits
+        for part in parts:
+            for parameter in getattr(model.model, part).parameters():
+                parameter.zero_()
+            assert not torch.allclose(model(**batch, use_cache=False).logits, before, atol=1e-3), part
+            torch.testing.assert_close(copied(**batch, use_cache=False).logits, before, atol=1e-4, rtol=1e-4)
+
+
+def test_a_batch_equals_single_prompts_with_padding_on_both_sides(connector):
+    """Clips, images and rows without either."""
+    name, options = connector.name, options_of(connector.name)
+    model, processor = open_gates(small_llava_video(name, **options)), small_processor(name, **options)
+    text = ["no clip here at all", "<image> and <video>, <video>", "<video>, <image>?", "<video>."]
+    rows = [[], clips(4, 3), clips(4), clips(1)]
+    images = [[], pictures()[:1], pictures()[1:2], []]
+    for side in ("left", "right"):
+        processor.tokenizer.padding_side = side
+        batch = processor(images=images, videos=[clip for row in rows for clip in row], text=text,
+                          return_tensors="pt", padding=True)  # fmt: skip
+        with torch.no_grad():
+            logits = model(**batch, use_cache=False).logits
+            for row, own in enumerate(text):
+                media = {"images": images[row] or None, "videos": rows[row] or None}
+                alone = model(**processor(**media, text=own, return_tensors="pt"), use_cache=False).logits[0]
+                together = logits[row][batch["attention_mask"][row].bool()]
+                torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
 
 
 def test_names_and_registration():

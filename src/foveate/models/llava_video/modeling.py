@@ -227,7 +227,8 @@ class FoveateLlavaVideoModel(FoveateLlavaVideoPreTrainedModel, LlavaModel):
         """What every clip is asked about.
 
         Raises:
-            FoveateError: The connector reads it and it is missing, or is of other clips.
+            FoveateError: The connector reads it and it is missing, is of other clips, or has more words than the text
+                encoder reads, or none.
         """
         connector = self.multi_modal_projector
         if not connector.reads_text:
@@ -242,6 +243,14 @@ class FoveateLlavaVideoModel(FoveateLlavaVideoPreTrainedModel, LlavaModel):
         encoder = getattr(self, "instruction_encoder", None)
         if encoder is None:
             return [Instruction(row) for row in words]
+        most = encoder.config.max_position_embeddings
+        for number, row in enumerate(words):
+            if not 1 <= len(row) <= most:
+                raise FoveateError(
+                    f"the text encoder reads instructions of 1 to {most} words, and that of clip or image {number} has "
+                    f"{len(row)}: give the processor instructions, and its instruction_length {most} where they are "
+                    "longer."
+                )
         return [Instruction(row, *word_states(encoder, row)) for row in words]
 
     def placeholder_masks(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> dict[str, Tensor]:
@@ -301,10 +310,11 @@ class FoveateLlavaVideoModel(FoveateLlavaVideoPreTrainedModel, LlavaModel):
         if not hasattr(self, "memory_readers"):
             return None
         batch, length = embeds.shape[:2]
-        before = getattr(cache, ARGUMENT, None)
+        # A cache that was emptied by `reset` keeps its attributes.
+        before = getattr(cache, ARGUMENT, None) if cache is not None and int(cache.get_seq_length()) else None
         if not encoded:
             return None if before is None else before.for_text(batch, length)
-        if before is not None and int(cache.get_seq_length()):
+        if before is not None:
             raise FoveateError(
                 "decoder layers of this model read the clips that are in the cache, and more follow: give the whole "
                 "conversation without a cache."
@@ -350,8 +360,9 @@ class FoveateLlavaVideoModel(FoveateLlavaVideoPreTrainedModel, LlavaModel):
         model, which runs on the shorter sequence; hidden states are zero at their columns.
 
         Raises:
-            FoveateError: The placeholders are not those of the inputs; or placeholders are removed and the call has a
-                cache, whose columns would not be those of later masks: `generate` removes them first.
+            FoveateError: The same thing is given twice; the placeholders are not those of the inputs; or placeholders
+                are removed and the call has a cache, whose columns would not be those of later masks: `generate`
+                removes them first.
         """
         call = {
             "pixel_values": pixel_values,
@@ -364,8 +375,13 @@ class FoveateLlavaVideoModel(FoveateLlavaVideoPreTrainedModel, LlavaModel):
             "vision_feature_select_strategy": vision_feature_select_strategy,
             "budget": budget,
         }
+        if inputs_embeds is not None and input_ids is not None and input_ids.numel():
+            raise FoveateError("give exactly one of input_ids and inputs_embeds.")
         encoded = {name: output for name, output in (mm_encoder_outputs or {}).items() if output is not None}
-        encoded = self.encode(call) | encoded
+        for name, inputs in (("image", IMAGE_INPUTS), ("video", VIDEO_INPUTS)):
+            if name in encoded and call[inputs[0]] is not None:
+                raise FoveateError(f"give {name} inputs as {inputs[0]} or as mm_encoder_outputs, not both.")
+        encoded |= self.encode(call)
         cache = past_key_values if cache is None else cache
         kept: KeptColumns | None = None
         length, masks = 0, {}
@@ -386,6 +402,9 @@ class FoveateLlavaVideoModel(FoveateLlavaVideoPreTrainedModel, LlavaModel):
         elif inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         memory = self._memory(encoded, masks, inputs_embeds, attention_mask, cache)
+        if memory is not None and position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
+            # Readers may read by the position itself, and not by the distance alone: padding must not count.
+            position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -inputs_embeds.shape[1] :]
         if memory is not None and cache is None and use_cache is not False:
             arguments = {"use_cache": use_cache} | compat.cache_argument(None)
             cache = compat.cache_for_call(self.language_model, arguments)
@@ -397,7 +416,7 @@ class FoveateLlavaVideoModel(FoveateLlavaVideoPreTrainedModel, LlavaModel):
             **compat.cache_argument(cache),
             **kwargs | {"return_dict": True} | ({} if memory is None else {ARGUMENT: memory}),
         )
-        if memory is not None and cache is not None:
+        if cache is not None and (memory is not None or hasattr(cache, ARGUMENT)):
             setattr(cache, ARGUMENT, memory)
         hidden: Any = outputs.last_hidden_state
         states: Any = outputs.hidden_states
@@ -491,15 +510,18 @@ class FoveateLlavaVideoForConditionalGeneration(FoveateLlavaVideoPreTrainedModel
         """Generate text, see `GenerationMixin.generate` of `transformers`.
 
         Where clips have fewer tokens than placeholders, these are removed from the prompt first; the sequences that
-        are returned begin with the prompt as it was given.
+        are returned begin with the prompt as it was given, with which `max_length` and `min_length` count.
 
         Raises:
-            FoveateError: Placeholders are not those of the inputs, or would be removed after those of a cache.
+            FoveateError: Placeholders are not those of the inputs, or would be removed after those of a cache or from
+                `inputs_embeds`.
         """
         has_pixels = any(kwargs.get(name) is not None for name in ("pixel_values", "pixel_values_videos"))
         ids = kwargs.get("input_ids") if inputs is None else inputs
-        if self.model.multi_modal_projector.static_count or not has_pixels or ids is None:
+        if self.model.multi_modal_projector.static_count or not has_pixels:
             return super().generate(inputs, *args, **kwargs)
+        if ids is None:
+            raise FoveateError("clips of this model have their own numbers of tokens: generate from input_ids.")
         if compat.cache_in(kwargs) is not None:
             raise FoveateError("clips of this model have their own numbers of tokens: generate without a cache.")
         encoded = self.model.encode(kwargs)
@@ -517,7 +539,9 @@ class FoveateLlavaVideoForConditionalGeneration(FoveateLlavaVideoPreTrainedModel
         short = kept.gather(ids)
         if padding is not None:
             short = torch.where(kept.mask.bool(), short, padding)
-        output = super().generate(short, *args, **rest | {"attention_mask": kept.mask})
+        settings = kwargs.get("generation_config") or next(iter(args), None) or self.generation_config
+        limits = _limits_without(ids.shape[1] - short.shape[1], kwargs, settings)
+        output = super().generate(short, *args, **rest | limits | {"attention_mask": kept.mask})
         sequences = output if isinstance(output, Tensor) else output.sequences
         prompts = ids.repeat_interleave(len(sequences) // len(ids), dim=0)
         sequences = torch.cat([prompts, sequences[:, short.shape[1] :]], dim=1)
@@ -532,6 +556,22 @@ def word_states(encoder: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor]:
     output = encoder(input_ids=ids[None], return_dict=True)
     head: Any = getattr(getattr(encoder, "text_model", encoder), "head", nn.Identity())
     return head(output.last_hidden_state[0]), output.pooler_output[0]
+
+
+def _limits_without(removed: int, options: Mapping[str, Any], settings: Any) -> dict[str, int]:
+    """Limits of the length of prompt and answer together, for a prompt that lacks so many columns.
+
+    Args:
+        removed: Columns.
+        options: Of `generate`.
+        settings: Its generation configuration, whose limits count where the options have none.
+    """
+    limits = {}
+    for name, of_answers in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
+        limit, own = (options.get(one) or getattr(settings, one, None) for one in (name, of_answers))
+        if limit and not own:
+            limits[name] = max(limit - removed, 0)
+    return limits
 
 
 def _rows_of_clips(placeholders: Tensor, counts: Sequence[int]) -> list[int]:

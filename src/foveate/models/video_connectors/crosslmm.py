@@ -98,16 +98,16 @@ class CrossLMMReader(MemoryReader):
 
     def attach(self, layer: nn.Module) -> None:
         """See `MemoryReader.attach`."""
+        layer.register_forward_pre_hook(self._before, with_kwargs=True)
 
-        def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            kwargs = dict(kwargs)
-            memory = take_memory(kwargs)
-            if memory is None:
-                return args, kwargs
-            hidden = self(args[0] if args else kwargs["hidden_states"], memory)
-            return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
-
-        layer.register_forward_pre_hook(enter, with_kwargs=True)
+    def _before(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A pre-hook of the layer: rows read the memory, and the layer is called without the argument."""
+        kwargs = dict(kwargs)
+        memory = take_memory(kwargs)
+        if memory is None:
+            return args, kwargs
+        hidden = self(args[0] if args else kwargs["hidden_states"], memory)
+        return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 
     def keys_values(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """See `MemoryReader.keys_values`."""

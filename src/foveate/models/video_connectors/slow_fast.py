@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import initialization as init
 
 from foveate.core.errors import FoveateError
@@ -82,39 +83,51 @@ class SlowFastReader(MemoryReader):
         self.kv_proj = nn.Linear(width, 2 * self.kv_heads * self.head_dim)
         self.gate_proj = nn.Linear(heads * self.head_dim, 1)
         self.gate = nn.Parameter(torch.zeros(1))
+        self._layer: tuple[nn.Module, ...] = ()
+        self._handles: list[RemovableHandle] = []
 
     def reset_parameters(self) -> None:
         """See `MemoryReader.reset_parameters`."""
         init.zeros_(self.gate)
 
     def attach(self, layer: nn.Module) -> None:
-        """See `MemoryReader.attach`."""
-        state: dict[str, Any] = {}
-        attention, norm = layer.get_submodule("self_attn"), layer.get_submodule("input_layernorm")
+        """See `MemoryReader.attach`; the layer hands the argument on to its self-attention."""
+        self._layer = (layer,)  # in a tuple, because the layer is no part of the reader
+        attention = layer.get_submodule("self_attn")
+        attention.register_forward_pre_hook(self._before, with_kwargs=True)
+        attention.register_forward_hook(self._after, always_call=True)
 
-        def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            kwargs = dict(kwargs)
-            memory = take_memory(kwargs)
-            state["memory"] = memory
+    def _before(self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A pre-hook of the self-attention, which is called without the argument.
+
+        Within the self-attention, so that a layer that runs again for its gradients reads again. Projections are hooked
+        for one call, because adapters may replace them between two.
+        """
+        kwargs = dict(kwargs)
+        memory = take_memory(kwargs)
+        if memory is None:
             return args, kwargs
+        rotation, norm = kwargs["position_embeddings"], self._layer[0].get_submodule("input_layernorm")
+        query: list[Tensor] = []
 
-        def rotation(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            state["rotation"] = kwargs["position_embeddings"]
+        def keep(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+            query.append(output)
 
-        def query(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-            state["query"] = output
-
-        def project(_: nn.Module, args: tuple[Any, ...]) -> Any:
-            memory, queries, rotation = (state.pop(name) for name in ("memory", "query", "rotation"))
-            if memory is None:
-                return None
+        def read(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Tensor]:
             key, value = memory.keys_values(self, lambda: norm(memory.states))
-            return (self(args[0], self._queries(attention, queries, rotation), key, value, memory),)
+            return (self(inputs[0], self._queries(attention, query.pop(), rotation), key, value, memory),)
 
-        layer.register_forward_pre_hook(enter, with_kwargs=True)
-        attention.register_forward_pre_hook(rotation, with_kwargs=True)
-        attention.get_submodule("q_proj").register_forward_hook(query)
-        attention.get_submodule("o_proj").register_forward_pre_hook(project)
+        self._handles = [
+            attention.get_submodule("q_proj").register_forward_hook(keep),
+            attention.get_submodule("o_proj").register_forward_pre_hook(read),
+        ]
+        return args, kwargs
+
+    def _after(self, attention: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """A hook of the self-attention, also where it fails."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
 
     def _queries(self, attention: Any, projected: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
         """Queries `(B, heads, L, D)` with their rotary positions, as the layer has them."""
