@@ -99,6 +99,10 @@ def test_bad_values():
         model(images(2), frame_counts=[3])
     with pytest.raises(FoveateError, match="timestamps must be 2 numbers"):
         model(images(2), timestamps=torch.zeros(3))
+    for times in ([1.0, 0.0], [0.0, float("nan")], [0.0, float("inf")]):
+        with pytest.raises(FoveateError, match="seconds that do not descend"):
+            model(images(2), frame_counts=[2], timestamps=torch.tensor(times))
+    model(images(2), timestamps=torch.tensor([1.0, 0.0]))  # of two images
     for fields, message in (
         ({"temporal_layers": 25}, "at most its 24 blocks"),
         ({"num_attention_heads": 7}, "do not divide"),

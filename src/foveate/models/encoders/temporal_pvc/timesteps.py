@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
+from foveate.core.errors import FoveateError
 from foveate.models.encoders.encoder import SelfInitialized
 
 #: Width of the sines and cosines of a time.
@@ -21,11 +22,16 @@ def relative_times(counts: Sequence[int], timestamps: Tensor | None, device: tor
         counts: Frames of every clip; their sum is F.
         timestamps: `(F,)` in seconds; None: frames are at equal distances.
         device: Of the result.
+
+    Raises:
+        FoveateError: Timestamps of a clip descend, or are no numbers.
     """
     if timestamps is None:
         steps = [torch.arange(count, device=device) for count in counts]
     else:
         steps = [clip - clip[0] for clip in timestamps.to(device).split(list(counts))]
+        if not all(bool((step.isfinite() & (step >= step.cummax(0).values)).all()) for step in steps):
+            raise FoveateError("timestamps of the frames of a clip must be seconds that do not descend.")
     return torch.cat([step / step[-1].clamp(min=torch.finfo(torch.float32).tiny) for step in steps])
 
 
