@@ -214,6 +214,17 @@ def test_training_reaches_scores_and_refiner(gumbel: bool) -> None:
         assert all(value.grad is not None and bool(value.grad.any()) for value in module.parameters())
 
 
+def test_the_loss_is_divided_by_the_items_of_a_step(model: EchoingPixelsForConditionalGeneration) -> None:
+    """The Trainer accumulates gradients of several batches, and gives each the number of labels of all."""
+    given = small.prompt()
+    labels = torch.full_like(given["input_ids"], -100)
+    labels[:, -2:] = given["input_ids"][:, -2:]
+    with torch.no_grad():
+        mean = model(**given, labels=labels).loss
+        of_step = model(**given, labels=labels, num_items_in_batch=4 * labels[:, 1:].ne(-100).sum()).loss
+    torch.testing.assert_close(4 * of_step, mean)
+
+
 def test_refiner_starts_as_the_decoder() -> None:
     text = build().model.language_model
     text.copy_decoder_to_refiner()

@@ -318,7 +318,12 @@ class EchoingPixelsForConditionalGeneration(Qwen2_5OmniThinkerForConditionalGene
             if columns is not None:
                 labels = sequence.shorten_labels(labels, columns)
             vocab_size = self.config.get_text_config().vocab_size
-            output.loss = self.loss_function(logits=output.logits, labels=labels, vocab_size=vocab_size)
+            output.loss = self.loss_function(
+                logits=output.logits,
+                labels=labels,
+                vocab_size=vocab_size,
+                num_items_in_batch=call.get("num_items_in_batch"),  # of all batches of a step, by the Trainer
+            )
         if columns is not None:
             output["columns"] = columns
         return output

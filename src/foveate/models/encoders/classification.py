@@ -24,6 +24,8 @@ class EncoderForImageClassification(PreTrainedModel, ABC):
     base_model_prefix = "encoder"
     main_input_name = "pixel_values"
     supports_gradient_checkpointing = True
+    #: The Trainer divides the mean over a batch by the batches of a step, and gives `forward` no number of items.
+    accepts_loss_kwargs = False
     encoder_class: ClassVar[type[Encoder]]
 
     def __init__(self, config: Any) -> None:
