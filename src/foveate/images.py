@@ -99,6 +99,13 @@ def open_image(source: Any, *, channels: Channels | None = None, max_pixels: int
     )
 
 
+def channel_axis(data_format: Any) -> Channels | None:
+    """Which axis holds the channels by `input_data_format`, the option of image processors; None: it is not given."""
+    if data_format is None:
+        return None
+    return "first" if "first" in str(data_format).lower() else "last"
+
+
 def data_of(uri: str, *, max_bytes: int = MAX_BYTES, kind: str = "an image") -> bytes:
     """Decode the bytes of the file in a `data:` URI.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from PIL import ImageOps
@@ -287,6 +288,14 @@ def test_training_on_answers(layout, large):
             Collator(processor, **option)
 
 
+def test_the_axis_of_channels_can_be_named():
+    """An array of 3 x 30 x 3 may be read in both ways."""
+    pixels = np.random.default_rng(0).integers(0, 255, (3, 30, 3), np.uint8)
+    processor = ViewImageProcessor(LAYOUTS["llava-uhd"])
+    for order, size in ((None, [3, 30]), ("channels_last", [3, 30]), ("channels_first", [30, 3])):
+        assert processor(pixels, input_data_format=order, return_tensors="pt")["original_sizes"].tolist() == [size]
+
+
 def test_what_does_not_fit_is_refused(large):
     layout = LAYOUTS["llava-uhd"]
     with pytest.raises(FoveateError, match="llava-uhd has patch_size 8, and the processor has 16"):
@@ -298,6 +307,8 @@ def test_what_does_not_fit_is_refused(large):
         processor(large[0], crop_size={"height": 4, "width": 4})
     with pytest.raises(FoveateError, match="do_resize cannot be switched off"):
         processor(large[0], do_resize=False)
+    with pytest.raises(FoveateError, match="resample has no effect on views"):
+        processor(large[0], resample=0)
     model = small_llava("mlp")
     for sizes in ([[48, 48]], [[48, 48], [48, 56]]):
         with pytest.raises(FoveateError, match="height and width of 2 views of at most 48 x 48 pixels"):

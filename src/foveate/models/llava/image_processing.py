@@ -13,7 +13,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, make_fla
 from transformers.processing_utils import ImagesKwargs
 
 from foveate.core.errors import FoveateError
-from foveate.images import open_image
+from foveate.images import channel_axis, open_image
 from foveate.models.llava.layouts import ViewLayout, fields_of_layout, layout_of_fields
 
 
@@ -64,13 +64,18 @@ class ViewImageProcessor(PilBackend):
         for name in ("size", "crop_size", "pad_size", "do_center_crop", "do_pad"):
             if kwargs.get(name):
                 raise FoveateError(f"{name} has no effect on views: the layout {self.layout['name']} sets their sizes.")
+        if kwargs.get("resample") is not None:
+            raise FoveateError(
+                f"resample has no effect on views: the layout {self.layout['name']} resizes as its paper."
+            )
         for name in ("do_resize", "do_rescale", "do_normalize"):
             if not kwargs.get(name):
                 raise FoveateError(f"views are resized, rescaled and normalized: {name} cannot be switched off.")
 
     def _prepare_image_like_inputs(self, images: Any, *args: Any, **kwargs: Any) -> list[Image.Image]:
         flat: Any = make_flat_list_of_images(images)
-        opened = [open_image(image) for image in flat]
+        channels = channel_axis(kwargs.get("input_data_format"))
+        opened = [open_image(image, channels=channels) for image in flat]
         if not opened:
             raise FoveateError("no image given: an empty list cannot be processed.")
         return opened

@@ -20,7 +20,7 @@ from transformers.processing_utils import ImagesKwargs
 
 from foveate.core.errors import FoveateError
 from foveate.core.tokens import Grid
-from foveate.images import Channels, open_image
+from foveate.images import channel_axis, open_image
 from foveate.models.llava_uhd.native_size import native_size, unit_size
 
 #: Enlargement that the authors' ``allow_upscale=True`` stands for.
@@ -164,8 +164,7 @@ class LlavaUHDImageProcessor(PilBackend):
         *args: Any,
         **kwargs: Any,
     ) -> list[Image.Image]:
-        order = kwargs.get("input_data_format")
-        channels: Channels | None = None if order is None else ("first" if "first" in str(order).lower() else "last")
+        channels = channel_axis(kwargs.get("input_data_format"))
         opened = [open_image(image, channels=channels) for image in _flat(images)]
         if not opened:
             raise FoveateError("no image given: an empty list cannot be processed.")
