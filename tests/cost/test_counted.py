@@ -18,7 +18,8 @@ from foveate.cost import flops
 from foveate.cost.counted import CountedConnector, CountedEncoder, count, empty
 from foveate.models.connectors import all_connectors
 from foveate.models.encoders import all_encoders
-from foveate.models.llava.layouts import LlavaUHDLayout
+from foveate.models.llava import ViewImageProcessor
+from foveate.models.llava.layouts import FalconLayout, LlavaMiniLayout, LlavaUHDLayout
 from tests.models.connectors.small_options import options_of
 from tests.models.llava import small_encoder_llava
 from tests.models.llava.small_llava import TEXT, pictures, small_config, small_llava, small_processor
@@ -116,6 +117,37 @@ def test_views_of_an_image(plan, kept):
     assert set(run.kept) == {kept * len(processed.grids)} and len(set(processed.grids)) > 1
     cost = cost_of.cost(shape, run, inputs["input_ids"].shape[1] - tokens)
     assert cost.total == counted(model, inputs, plan)
+
+
+def test_sub_images_that_are_one_image_of_the_connector():
+    options = {"size": 2, "prefusion_layers": 2}
+    model, processor = (
+        small_llava("llava_mini", **options),
+        views_processor(LlavaMiniLayout(48, 8), "llava_mini", **options),
+    )
+    inputs = processor(images=pictures(1)[0].resize((130, 90)), text="what is <image>?", return_tensors="pt")
+    shape = cost_of.shape_of(model.config)
+    processed = cost_of.processed_image(model.config, 130, 90, processor.image_processor)
+    assert (processed.tokens, len(processed.grids), processed.parts) == (4, 5, 5)
+    text = int((inputs["input_ids"] != 259).sum())
+    cost = cost_of.cost(shape, cost_of.follow(None, shape, processed), text)
+    assert cost.total == counted(model, inputs)
+
+
+def test_crops_that_read_each_other():
+    vision = small_encoder_llava.small_config("falcon_vision")
+    layout = FalconLayout(side=vision.image_size, patch_size=vision.patch_size, max_crops=4, indicators=False)
+    model, processor = small_encoder_llava.llava("falcon_vision")
+    processor.image_processor = ViewImageProcessor(layout)
+    inputs = processor(images=pictures(1)[0].resize((190, 90)), text="what is <image>?", return_tensors="pt")
+    shape = cost_of.shape_of(model.config)
+    processed = cost_of.processed_image(model.config, 190, 90, processor.image_processor)
+    assert processed.crops is not None and processed.crops.size > 1
+    text = int((inputs["input_ids"] != 259).sum())
+    assert processed.tokens == inputs["input_ids"].shape[1] - text
+    for plan in (None, "random:2"):
+        run = cost_of.follow(None if plan is None else Plan.of(plan), shape, processed)
+        assert cost_of.cost(shape, run, text).total == counted(model, inputs, plan)
 
 
 def test_a_smaller_image_for_a_connector_that_merges():

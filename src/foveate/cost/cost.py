@@ -6,6 +6,7 @@ method spends on choosing is not in it: for most it is far below a per cent, and
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -89,7 +90,7 @@ def cost(model: Model, run: Run, text: int, convention: Convention | None = None
     parts = {"encoder": 0, "connector": 0}
     fused = convention.attention == "none"
     if model.vision is not None and convention.encoder:
-        parts["encoder"] = sum(encoder(model.vision, grid, run.merges, attention=not fused) for grid in run.image.grids)
+        parts["encoder"] = _encoders(model.vision, run, attention=not fused)
     if model.vision is not None and model.connector is not None and convention.connector:
         if isinstance(model.connector, CountedConnector):
             parts |= _counted_connector(model, model.connector, run, text, convention)
@@ -102,8 +103,28 @@ def cost(model: Model, run: Run, text: int, convention: Convention | None = None
         "mlp": sum(_mlp(shape, length, convention) for length in lengths),
         "output layer": flops.linear(answered, shape.width, shape.vocabulary),
     }
+    if model.remembering_layers and convention.connector:
+        parts["vision remember"] = _remember(model, run.image.tokens, attention=not fused)
     per_token = 2 * shape.kv_heads * shape.head
-    return Cost(parts, decode(shape, lengths, convention), per_token * sum(lengths), per_token * sum(kept))
+    held = (0,) * shape.layers if model.reads_through_voco else kept
+    lengths = [tokens + text for tokens in held]
+    return Cost(parts, decode(shape, lengths, convention), per_token * sum(lengths), per_token * sum(held))
+
+
+def _encoders(vision: Vision | CountedEncoder, run: Run, *, attention: bool) -> int:
+    """FLOPs of the encoder on all sequences of an image."""
+    if run.image.crops is not None and isinstance(vision, CountedEncoder):
+        return vision.flops(run.image.grids[0], crops=run.image.crops, attention=attention)
+    return sum(encoder(vision, grid, run.merges, attention=attention) for grid in run.image.grids)
+
+
+def _remember(model: Model, tokens: int, *, attention: bool) -> int:
+    """FLOPs of Vision Remember, in which every visual token attends to the features of its own region."""
+    vision, width = model.vision, model.text.width
+    assert isinstance(vision, Vision)
+    features = tokens * sum(4**level for level in range(len(vision.stages) + 1))
+    total = flops.linear(tokens, width, 2 * vision.width) + flops.linear(features, vision.width, 2 * vision.width)
+    return model.remembering_layers * (total + (4 * features * vision.width if attention else 0))
 
 
 def _two_layers(vision: Vision | CountedEncoder, connector: Connector, run: Run) -> int:
@@ -120,10 +141,15 @@ def _counted_connector(
     assert model.vision is not None
     grids = [model.vision.output_grid(grid) for grid in run.image.grids]
     attention = convention.attention != "none"
-    lengths = run.lengths or (None,) * len(grids)
-    calls = Counter(zip(grids, lengths, strict=True))  # views of one size share what does not depend on the image
-    flops_of_calls = (connector.flops(*call, images=number, attention=attention) for call, number in calls.items())
-    parts = {"connector": sum(flops_of_calls)}
+    if run.image.parts > 1:  # the connector reads sub-images as one, and pre-fusion the whole image as well
+        side = math.isqrt(run.image.parts - 1)
+        stitched = Grid(side * grids[0].rows, side * grids[0].columns)
+        parts = {"connector": connector.flops(stitched, whole=grids[0].size, attention=attention)}
+    else:
+        lengths = run.lengths or (None,) * len(grids)
+        calls = Counter(zip(grids, lengths, strict=True))  # views of one size share what does not depend on the image
+        flops_of_calls = (connector.flops(*call, images=number, attention=attention) for call, number in calls.items())
+        parts = {"connector": sum(flops_of_calls)}
     if connector.sizes.reads_text:
         parts["text-only pass"] = model.text.layers * _layer(model.text, text, convention)
     if connector.sizes.prefusion_layers:

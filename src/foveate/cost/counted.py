@@ -46,17 +46,21 @@ class CountedEncoder:
         """Rows and columns of the tokens that leave the encoder."""
         return self.config.reduced(patches)
 
-    def flops(self, patches: Grid, *, attention: bool = True) -> int:
+    def flops(self, patches: Grid, *, crops: Grid | None = None, attention: bool = True) -> int:
         """FLOPs on one image.
 
         Args:
             patches: Rows and columns of what the first layer makes tokens of.
+            crops: Rows and columns of crops that are read together with the image, each of as many patches.
             attention: Whether `scaled_dot_product_attention` is counted.
         """
         config = self.config
         rows, columns = (config.patch_size * length for length in patches)
-        pixels = empty(1, config.num_channels, rows, columns)
-        return count(lambda: self._module(pixels, **config.tower_options()), attention)
+        options, number = config.tower_options(), 1
+        if crops is not None:
+            options, number = options | config.crop_options([crops]), 1 + crops.size
+        pixels = empty(number, config.num_channels, rows, columns)
+        return count(lambda: self._module(pixels, **options), attention)
 
     @cached_property
     def _module(self) -> nn.Module:
@@ -80,13 +84,16 @@ class CountedConnector:
         """The connector without its layers, for what follows from sizes alone."""
         return connector_of_sizes(self.config.connector_type, options_of_config(self.config))
 
-    def flops(self, grid: Grid, budget: int | None = None, *, images: int = 1, attention: bool = True) -> int:
+    def flops(
+        self, grid: Grid, budget: int | None = None, *, images: int = 1, whole: int = 0, attention: bool = True
+    ) -> int:
         """FLOPs on the features of images of one size; with pre-fusion they are also mapped to the width of the text.
 
         Args:
             grid: Rows and columns of the features.
             budget: Number of tokens, for nested connectors; None: their default.
             images: How many there are.
+            whole: Patches of the whole image that pre-fusion maps, where the features are those of sub-images.
             attention: Whether `scaled_dot_product_attention` is counted.
         """
         levels = len(self.sizes.feature_layers(self.config.vision_config.num_hidden_layers))
@@ -97,6 +104,7 @@ class CountedConnector:
             self._module(features, grid, budget, text)
             if self.sizes.prefusion_layers:
                 self._module.project(features)
+                self._module.project(empty(images, whole, self.width))
 
         return count(run, attention)
 

@@ -26,11 +26,15 @@ class ProcessedImage:
         grids: Rows and columns of patches of every sequence of the encoder.
         tokens: Tokens of the language model, newline tokens too.
         raster: Rows and columns of these tokens, where one sequence makes all of them.
+        parts: Sequences of the encoder that the connector reads as one image: k x k sub-images and the whole one.
+        crops: Rows and columns of crops after the whole image, where the encoder reads all of them together.
     """
 
     grids: tuple[Grid, ...]
     tokens: int
     raster: Grid | None = None
+    parts: int = 1
+    crops: Grid | None = None
 
     @property
     def patches(self) -> int:
@@ -83,8 +87,15 @@ def _foveate_llava(config: Any, width: int, height: int, images: Any) -> Process
     sizes = [(side, side)] if layout is None else [(view.height, view.width) for view in layout.views(height, width)]
     connector = connector_of_sizes(config.connector_type, options_of_config(config))
     rasters = [connector.output_grid(encoder_grid(vision, *size)) for size in sizes]
-    patches = tuple(Grid(high // patch, wide // patch) for high, wide in sizes)
-    return ProcessedImage(patches, sum(raster.size for raster in rasters), rasters[0] if len(rasters) == 1 else None)
+    parts = 1 if layout is None else layout.parts
+    patches = tuple(Grid(high // patch, wide // patch) for high, wide in sizes for _ in range(parts))
+    return ProcessedImage(
+        patches,
+        sum(raster.size for raster in rasters),
+        rasters[0] if len(rasters) == 1 else None,
+        parts,
+        None if layout is None else layout.crop_grid(height, width),
+    )
 
 
 def _anyres(config: Any, width: int, height: int, images: Any) -> ProcessedImage:

@@ -11,7 +11,7 @@ A budget at a layer is of the tokens that reach it. Only numbers matter here; wh
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from foveate.core.connector import ConnectorMethod, RasterMethod
 from foveate.core.errors import FoveateError, Refusal
@@ -141,7 +141,7 @@ def follow(plan: Plan | None, model: Model, processed: ProcessedImage) -> Run:
         processed, steps = _reduced(model, processed, first, method), steps[1:]
     elif isinstance(method, ConnectorMethod) and connector is not None:
         lengths, steps = _lengths(model, connector, processed, first), steps[1:]
-        processed = ProcessedImage(processed.grids, sum(lengths))
+        processed = replace(processed, tokens=sum(lengths), raster=None)
     elif isinstance(method, RasterMethod) and family is not None and family.raster_features is not None:
         processed, steps = _filtered(processed, first, method), steps[1:]
         projected = processed.tokens if family.raster_features == "before-projector" else None
@@ -166,7 +166,7 @@ def follow(plan: Plan | None, model: Model, processed: ProcessedImage) -> Run:
 def _view_tokens(model: Model, processed: ProcessedImage) -> tuple[int, ...]:
     """Tokens of every view of an image that has several; those of the image otherwise."""
     connector = model.connector
-    if len(processed.grids) < 2 or not isinstance(connector, CountedConnector) or model.vision is None:
+    if len(processed.grids) == processed.parts or not isinstance(connector, CountedConnector) or model.vision is None:
         return (processed.tokens,)
     return tuple(connector.sizes.output_grid(model.vision.output_grid(grid)).size for grid in processed.grids)
 

@@ -110,12 +110,17 @@ class Model:
         text: Its decoder.
         vision: Its encoder; None where foveate cannot count it.
         connector: Connector; None without encoder.
+        reads_through_voco: Whether image tokens leave the cache after the prompt, because text reads VoCo tokens, which
+            are counted as text.
+        remembering_layers: Decoder layers before which visual tokens attend to the encoder again (Vision Remember).
     """
 
     kind: str
     text: Text
     vision: Vision | CountedEncoder | None = None
     connector: Connector | CountedConnector | None = None
+    reads_through_voco: bool = False
+    remembering_layers: int = 0
 
 
 def shape_of(config: Any) -> Model:
@@ -129,7 +134,14 @@ def shape_of(config: Any) -> Model:
     text = _text(config.get_text_config())
     read = _ENCODERS.get(config.model_type)
     vision, connector = read(config, text) if read else (None, None)
-    return Model(config.model_type, text, vision, connector)
+    return Model(
+        config.model_type,
+        text,
+        vision,
+        connector,
+        reads_through_voco=bool(getattr(config, "num_voco_tokens", 0)),
+        remembering_layers=len(getattr(config, "vision_remember_layers", None) or ()),
+    )
 
 
 def families() -> tuple[str, ...]:

@@ -10,6 +10,8 @@ import torch
 
 import foveate
 from foveate import FoveateError
+from foveate import cost as cost_of
+from foveate.cost import flops
 from foveate.models.llava_uhd.vision_remember import VisionRemember, add_vision_remember, regions
 from foveate.models.llava_uhd.voco import add_voco_tokens
 from tests.checkpointing import checkpoint
@@ -56,6 +58,20 @@ def test_a_new_module_changes_no_bit(model, batch):
     with torch.no_grad():
         assert torch.equal(remembering(model, trained=False)(**batch).logits, model(**batch).logits)
         assert not torch.allclose(remembering(model)(**batch).logits, model(**batch).logits)
+
+
+def test_what_it_costs(qwen2, processor, pictures):
+    model = remembering(qwen2)
+    inputs = processor(images=[pictures[0]], text="a <image> b", return_tensors="pt")
+    shape = cost_of.shape_of(model.config)
+    processed = cost_of.processed_image(model.config, *pictures[0].size, processor.image_processor)
+    text = inputs["input_ids"].shape[1] - processed.tokens
+    cost = cost_of.cost(shape, cost_of.follow(None, shape, processed), text)
+    with torch.inference_mode():
+        _, by_module = flops.count_modules(lambda: model.requires_grad_(False)(**inputs, logits_to_keep=1))
+    name = f"{type(model).__name__}.model.vision_remember.1"
+    assert cost.parts["vision remember"] == by_module.get(name, 0) > 0
+    assert cost.total == by_module["Global"]
 
 
 def test_visual_rows_alone_change_and_by_their_own_region(qwen2, processor, pictures):

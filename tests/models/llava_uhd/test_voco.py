@@ -10,6 +10,8 @@ from transformers import DynamicCache
 
 import foveate
 from foveate import FoveateError, compat
+from foveate import cost as cost_of
+from foveate.cost import flops
 from foveate.image_kv_cache import ImageMemory
 from foveate.models.llava_uhd import LlavaUHDForConditionalGeneration
 from foveate.models.llava_uhd.voco import VOCO_TOKEN, add_voco_tokens, closed_images, voco_mask
@@ -143,6 +145,25 @@ def test_the_mask_hides_the_image_and_nothing_else(pair, pictures):
     torch.testing.assert_close(found[:, text], expected[:, text], atol=1e-5, rtol=1e-5)
     assert not torch.allclose(found[:, :3], other[:, :3])
     assert not torch.allclose(other[:, text], expected[:, text])
+
+
+def test_images_cost_operations_and_no_cache(pair, pictures):
+    model, processor = pair
+    inputs = one(processor, pictures[0])
+    shape = cost_of.shape_of(model.config)
+    size = pictures[0].size
+    processed = cost_of.processed_image(model.config, *size, processor.image_processor)
+    text = inputs["input_ids"].shape[1] - processed.tokens
+    cost = cost_of.cost(shape, cost_of.follow(None, shape, processed), text)
+    cache = DynamicCache(config=model.config.text_config)
+    with torch.inference_mode():
+        model.requires_grad_(False)
+        run = {**inputs, **compat.cache_argument(cache), "logits_to_keep": 1}
+        assert flops.count(lambda: model(**run)) == cost.total
+        step = {"input_ids": torch.tensor([[65]]), **compat.cache_argument(cache)}
+        held = sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers)
+        assert flops.count(lambda: model(**step)) == cost.decode
+    assert (cost.cached, cost.cached_image) == (held, 0)
 
 
 def test_a_batch_is_its_prompts_and_a_cache_changes_nothing(pair, pictures):
