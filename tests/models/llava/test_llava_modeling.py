@@ -118,6 +118,11 @@ def test_tokens_that_are_no_patches_are_refused():
         )
 
 
+def test_a_hidden_state_that_there_is_not_is_refused():
+    with pytest.raises(FoveateError, match="the vision tower has the hidden states 0 to 4, and -6 was chosen"):
+        small_llava("mlp").get_image_features(torch.zeros(1, 3, SIDE, SIDE), vision_feature_layer=-6)
+
+
 def test_configurations_that_are_refused():
     with pytest.raises(FoveateError, match="there is no connector 'plumbing'; possible are average"):
         small_config("plumbing")
@@ -226,6 +231,17 @@ def test_sizes_alone_give_the_number_of_placeholders(processor):
     assert counted.num_image_tokens == [9, 9]
     assert small_processor("m3", tokens=4)._get_num_multimodal_tokens([[9, 9]]).num_image_tokens == [4]
     assert vision_config().image_size // PATCH == 6
+    double, half = {"height": 2 * SIDE, "width": 2 * SIDE}, {"height": SIDE // 2, "width": SIDE // 2}
+    for options in (
+        {"size": double},
+        {"images_kwargs": {"size": double}},
+        {"do_center_crop": True, "crop_size": half},
+        {"do_center_crop": True, "crop_size": SIDE // 2},
+        {"crop_size": half},  # nothing is cropped
+    ):
+        inputs = processor(images=pictures(1), text="<image>", return_tensors="pt", **options)
+        counted = processor._get_num_multimodal_tokens([[40, 30]], **options)
+        assert counted.num_image_tokens == [int((inputs["input_ids"] == 259).sum())]
 
 
 def test_load_refuses_a_processor_of_another_connector(tmp_path):

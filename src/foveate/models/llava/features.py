@@ -37,13 +37,16 @@ def tower_features(
         The features `(B, N, D)`, with an axis for `levels` before the last one; and the output of the tower.
 
     Raises:
-        FoveateError: Tokens of the tower are not those of the patches.
+        FoveateError: The tower has no such hidden state, or its tokens are not those of the patches.
     """
     vision = model.config.vision_config
     given = {name: value for name, value in options.items() if value is not None}
     outputs = model.vision_tower(pixel_values, **given | {"output_hidden_states": True, "return_dict": True})
     first = 1 if strategy == "default" else 0
     chosen = levels or ([layer] if isinstance(layer, int) else layer)
+    count = len(outputs.hidden_states)
+    if wrong := [number for number in chosen if not -count <= number < count]:
+        raise FoveateError(f"the vision tower has the hidden states 0 to {count - 1}, and {wrong[0]} was chosen.")
     states = [outputs.hidden_states[number][:, first:] for number in chosen]
     if wrong := [state.shape[1] for state in states if state.shape[1] != grid.size]:
         if isinstance(vision, EncoderConfig):

@@ -286,7 +286,7 @@ class FoveateLlavaForConditionalGeneration(
     @takes_tensors(LlavaForConditionalGeneration.forward, "answer_mask", "image_grids")
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """See `LlavaForConditionalGeneration.forward`; where prompts are read, nothing that has labels is."""
-        return super().forward(*args, **kwargs, **self.model.answers_of(super().forward, args, kwargs))
+        return super().forward(*args, **kwargs | self.model.answers_of(super().forward, args, kwargs))
 
 
 def _sizes(image_sizes: Tensor) -> list[tuple[int, int]]:

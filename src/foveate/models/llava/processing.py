@@ -1,7 +1,7 @@
 """Processor of LLaVA with any connector: prompts and images in, model inputs out."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any
 
@@ -220,16 +220,24 @@ class FoveateLlavaProcessor(LlavaProcessor):
             views = [self.views_of(height, width) for height, width in image_sizes]
             counts = [sum(self.tokens_of(view.height, view.width) for view in of_image) for of_image in views]
             return MultiModalData(num_image_tokens=counts, num_image_patches=[len(of_image) for of_image in views])
-        size = kwargs.get("crop_size") or self._image_size()
+        size = self._image_size({**kwargs.get("images_kwargs", {}), **kwargs})
         count = self.tokens_of(size["height"], size["width"])
         return MultiModalData(num_image_tokens=[count] * len(image_sizes), num_image_patches=[1] * len(image_sizes))
 
-    def _image_size(self) -> Any:
-        """Height and width of every image that the image processor returns: SigLIP's does not crop."""
+    def _image_size(self, options: Mapping[str, Any] | None = None) -> Any:
+        """Height and width of every image that the image processor returns: SigLIP's does not crop.
+
+        Args:
+            options: Of the image processor in one call.
+        """
         if self.layout is not None:
             return {"height": self.layout.side, "width": self.layout.side}
-        cropped = getattr(self.image_processor, "do_center_crop", False)
-        size = self.image_processor.crop_size if cropped else self.image_processor.size
+        given = {name: value for name, value in (options or {}).items() if value is not None}
+        cropped = given.get("do_center_crop", getattr(self.image_processor, "do_center_crop", False))
+        name = "crop_size" if cropped else "size"
+        size = given.get(name) or getattr(self.image_processor, name)
+        if isinstance(size, int):
+            size = {"height": size, "width": size} if cropped else {"shortest_edge": size}
         if getattr(size, "height", None) is None and "height" not in dict(size):
             raise FoveateError(f"the image processor gives images of no fixed size ({dict(size)}).")
         return dict(size)

@@ -437,8 +437,8 @@ class LlavaUHDForConditionalGeneration(LlavaUHDPreTrainedModel, GeneratesFromPro
         Raises:
             FoveateError: if inputs contradict each other, or placeholders and image tokens differ in number.
         """
-        if labels is not None and self.model.reads_prompts:
-            kwargs.setdefault("answer_mask", labels != -100)
+        if labels is not None and self.model.reads_prompts and kwargs.get("answer_mask") is None:
+            kwargs["answer_mask"] = labels != -100
         outputs = self.model(
             input_ids=input_ids,
             pixel_values=pixel_values,
