@@ -231,13 +231,13 @@ def test_sizes_alone_give_the_number_of_placeholders(processor):
     assert counted.num_image_tokens == [9, 9]
     assert small_processor("m3", tokens=4)._get_num_multimodal_tokens([[9, 9]]).num_image_tokens == [4]
     assert vision_config().image_size // PATCH == 6
-    double, half = {"height": 2 * SIDE, "width": 2 * SIDE}, {"height": SIDE // 2, "width": SIDE // 2}
+    double, crop = {"height": 2 * SIDE, "width": 2 * SIDE}, {"height": 4 * PATCH, "width": 4 * PATCH}
     for options in (
         {"size": double},
         {"images_kwargs": {"size": double}},
-        {"do_center_crop": True, "crop_size": half},
-        {"do_center_crop": True, "crop_size": SIDE // 2},
-        {"crop_size": half},  # nothing is cropped
+        {"do_center_crop": True, "crop_size": crop},
+        {"do_center_crop": True, "crop_size": 4 * PATCH},
+        {"crop_size": crop},  # nothing is cropped
     ):
         inputs = processor(images=pictures(1), text="<image>", return_tensors="pt", **options)
         counted = processor._get_num_multimodal_tokens([[40, 30]], **options)

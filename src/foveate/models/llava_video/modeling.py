@@ -402,9 +402,9 @@ class FoveateLlavaVideoModel(FoveateLlavaVideoPreTrainedModel, LlavaModel):
         elif inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         memory = self._memory(encoded, masks, inputs_embeds, attention_mask, cache)
-        if memory is not None and position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
+        if memory is not None and position_ids is None:
             # Readers may read by the position itself, and not by the distance alone: padding must not count.
-            position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -inputs_embeds.shape[1] :]
+            position_ids = _positions_after_padding(attention_mask, inputs_embeds.shape[1], cache)
         if memory is not None and cache is None and use_cache is not False:
             arguments = {"use_cache": use_cache} | compat.cache_argument(None)
             cache = compat.cache_for_call(self.language_model, arguments)
@@ -556,6 +556,14 @@ def word_states(encoder: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor]:
     output = encoder(input_ids=ids[None], return_dict=True)
     head: Any = getattr(getattr(encoder, "text_model", encoder), "head", nn.Identity())
     return head(output.last_hidden_state[0]), output.pooler_output[0]
+
+
+def _positions_after_padding(attention_mask: Tensor | None, length: int, cache: Any) -> Tensor | None:
+    """Positions `(B, L)` of the last columns of a mask, counted from the first token of every row; None: no mask."""
+    past = 0 if cache is None else int(cache.get_seq_length())
+    if attention_mask is None or attention_mask.ndim != 2 or attention_mask.shape[1] != past + length:
+        return None
+    return (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, past:]
 
 
 def _limits_without(removed: int, options: Mapping[str, Any], settings: Any) -> dict[str, int]:
