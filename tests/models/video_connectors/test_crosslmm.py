@@ -43,6 +43,16 @@ def test_equals_a_loop_over_rows(reader):
                 torch.testing.assert_close(output[row, column], expected, atol=1e-5, rtol=1e-4)
 
 
+def test_what_was_projected_without_gradients_is_projected_anew_with_them(reader):
+    hidden, columns = torch.randn(1, 4, 32), torch.tensor([[1, 1, 0, 0]]).bool()
+    memory = VisualMemory(torch.randn(1, 3, 32), torch.ones(1, 3).bool(), ~columns, columns)
+    with torch.no_grad():
+        expected = reader(hidden, memory)
+    output = reader(hidden, memory)
+    output.sum().backward()
+    assert torch.equal(output, expected) and float(reader.kv_proj.weight.grad.abs().sum()) > 0
+
+
 def test_each_attention_touches_its_own_rows(reader):
     hidden, states = torch.randn(1, 4, 32), torch.randn(1, 3, 32)
     visual = torch.tensor([[1, 1, 0, 0]]).bool()
