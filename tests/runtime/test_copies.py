@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import copyreg
+import gc
 import io
 import pickle
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ import foveate
 from foveate import FoveateError
 from foveate.runtime import handle_of
 from tests.families.zoo import zoo
-from tests.runtime.every_method import EVERY, attach, call_of, insides, is_first, prompts, refused
+from tests.runtime.every_method import EVERY, FIRST, attach, call_of, insides, is_first, prompts, refused
 
 
 def _saved(model: Any) -> Any:
@@ -136,3 +139,33 @@ def test_hooks_that_come_after_the_plan_stay() -> None:
         assert torch.equal(call_of(twin, "divprune")(inputs), plain)
     assert torch.equal(call(inputs), plain)
     assert hasattr(model, "_hf_hook") and "forward" in vars(model)
+
+
+@pytest.mark.parametrize("method", [*EVERY])
+def test_a_model_is_freed_with_what_is_attached(method: str, tmp_path: Path) -> None:
+    """A notebook or a server that loads the next model does not keep the last one for its plan."""
+    name = FIRST.get(method, "llava")
+    model = zoo()[name].make().eval()
+    inputs, freed = prompts(name, model)[0], weakref.ref(model)
+    before = sorted(map(str, copyreg.dispatch_table))
+    handle = attach(name, method, model, tmp_path)
+    call_of(model, method)(inputs)
+    del model, handle
+    gc.collect()
+    assert freed() is None
+    assert sorted(map(str, copyreg.dispatch_table)) == before
+
+
+def test_handles_are_restored_in_any_order() -> None:
+    model = zoo()["llava-onevision"].model()
+    before = insides(model)
+    for first in (True, False):
+        one, other = foveate.compress(model, "divprune:3"), foveate.reuse_features(model)
+        handles = (one, other) if first else (other, one)
+        handles[0].restore()
+        attached = insides(model)
+        assert attached != before
+        twin = copy.deepcopy(model)
+        assert "get_video_features" not in vars(twin.model)
+        handles[1].restore()
+        assert insides(model) == before

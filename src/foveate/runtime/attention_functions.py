@@ -14,7 +14,6 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -31,9 +30,23 @@ PREFIX = "foveate_"
 #: A wrapper of an attention function: it gets the call, and `call.attend()` continues it.
 AttentionWrapper = Callable[["AttentionCall"], Any]
 
+#: Attribute of a wrapped module that holds its `_Wrapped`.
+_WRAPPED = "_foveate_attention"
+
 _lock = threading.RLock()
-_wrappers: WeakKeyDictionary[nn.Module, tuple[AttentionWrapper, ...]] = WeakKeyDictionary()
-_configs: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
+
+
+@dataclass(eq=False)
+class _Wrapped:
+    """What a module is wrapped with. It is an attribute of the module, because a global table would keep it alive.
+
+    Args:
+        config: The module's own config.
+        wrappers: The latest first.
+    """
+
+    config: Any
+    wrappers: tuple[AttentionWrapper, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -114,9 +127,9 @@ def _dispatcher(name: str) -> Callable[..., Any]:
     def attend(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
     ) -> Any:
-        return AttentionCall(
-            module, query, key, value, attention_mask, kwargs, name, _wrappers.get(module, ())
-        ).attend()
+        wrapped: _Wrapped | None = vars(module).get(_WRAPPED)
+        wrappers = () if wrapped is None else wrapped.wrappers
+        return AttentionCall(module, query, key, value, attention_mask, kwargs, name, wrappers).attend()
 
     attend.reads_in_order = True  # ty: ignore[missing-attribute] - otherwise `encoders.attention` groups windows
     return attend
@@ -125,29 +138,35 @@ def _dispatcher(name: str) -> Callable[..., Any]:
 def wrap_attention(patches: Patches, attention: nn.Module, wrapper: AttentionWrapper) -> None:
     """Pass every call of a module's attention function to `wrapper`, until `patches` are undone."""
     with _lock:
-        if attention not in _configs:
+        wrapped: _Wrapped | None = vars(attention).get(_WRAPPED)
+        if wrapped is None:
             config: Any = attention.config
             name = PREFIX + compat.attention_name(config)
             if name not in ALL_ATTENTION_FUNCTIONS:
                 AttentionInterface.register(name, _dispatcher(name.removeprefix(PREFIX)))
-            _configs[attention] = config
+            wrapped = vars(attention)[_WRAPPED] = _Wrapped(config)
             attention.config = compat.config_with_attention(config, name)
-        original = _configs[attention]
-        _wrappers[attention] = (wrapper, *_wrappers.get(attention, ()))
+        wrapped.wrappers = (wrapper, *wrapped.wrappers)
     patches.callback(functools.partial(_unwrap, attention, wrapper))
-    patches.exclude_from_copies(attention, lambda state: state.update(config=original))
+    patches.exclude_from_copies(attention, functools.partial(_without_wrappers, wrapped.config))
+
+
+def _without_wrappers(config: Any, state: dict[str, Any]) -> None:
+    """Remove the wrappers from a copy of a module's attributes."""
+    state["config"] = config
+    state.pop(_WRAPPED, None)
 
 
 def _unwrap(attention: nn.Module, wrapper: AttentionWrapper) -> None:
     with _lock:
-        remaining = list(_wrappers[attention])
+        wrapped: _Wrapped = vars(attention)[_WRAPPED]
+        remaining = list(wrapped.wrappers)
         remaining.remove(wrapper)
-        if remaining:
-            _wrappers[attention] = tuple(remaining)
-        else:
+        wrapped.wrappers = tuple(remaining)
+        if not remaining:
             # Calls in progress in other threads find no wrapper any more, and continue.
-            del _wrappers[attention]
-            attention.config = _configs.pop(attention)
+            del vars(attention)[_WRAPPED]
+            attention.config = wrapped.config
 
 
 @contextmanager

@@ -9,11 +9,12 @@ from __future__ import annotations
 import copyreg
 import functools
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from torch import nn
 
@@ -23,11 +24,42 @@ _NOTHING = object()
 #: Where accelerate keeps the `forward` that its own one wraps.
 _ACCELERATE_FORWARD = "_old_forward"
 
+#: Attribute of a patched module that holds its `_Patched`.
+_PATCHED = "_foveate_patched"
+
 _lock = threading.RLock()
-#: Functions that remove the patches of each module from a copy of its attributes, in the order of the patches.
-_patched: WeakKeyDictionary[nn.Module, list[Callable[[dict[str, Any]], None]]] = WeakKeyDictionary()
 #: Number of patched modules by class; copies of these classes go through `_reduce`.
 _classes: Counter[type] = Counter()
+
+
+@dataclass(eq=False)
+class _Attribute:
+    """An attribute that is set on a module.
+
+    Args:
+        name: Its name.
+        value: What it is set to.
+        previous: What it was before; `_NOTHING` where the instance had none.
+    """
+
+    name: str
+    value: Any
+    previous: Any
+
+
+@dataclass(eq=False)
+class _Patched:
+    """The patches of a module. They are an attribute of it, because a global table would keep it alive.
+
+    Args:
+        uncount: Takes the module out of `_classes`, once; also when the module is freed with its patches.
+        cleaners: Functions that remove the patches from a copy of its attributes, in the order of the patches.
+        attributes: The attributes that are set, in the order in which they were set.
+    """
+
+    uncount: Callable[[], Any]
+    cleaners: tuple[Callable[[dict[str, Any]], None], ...] = ()
+    attributes: tuple[_Attribute, ...] = ()
 
 
 class Patches:
@@ -43,9 +75,8 @@ class Patches:
     def exclude_from_copies(self, module: nn.Module, clean: Callable[[dict[str, Any]], None]) -> None:
         """Let `clean` edit the attributes of every copy of a module, until the patches are removed."""
         with _lock:
-            if module not in _patched:
-                _count_patched(type(module), 1)
-            _patched[module] = [*_patched.get(module, ()), clean]
+            patched = _patches_of(module)
+            patched.cleaners = (*patched.cleaners, clean)
         self._undo.append(functools.partial(_include_in_copies, module, clean))
 
     def set(self, module: nn.Module, name: str, value: Any, fallback: Any = None) -> None:
@@ -57,21 +88,24 @@ class Patches:
             value: A new object; it is recognised by identity.
             fallback: The original value, for copies of a module whose `forward` accelerate has moved since.
         """
-        previous = vars(module).get(name, _NOTHING)
+        attribute = _Attribute(name, value, vars(module).get(name, _NOTHING))
 
         def clean(state: dict[str, Any]) -> None:
             if state.get(_ACCELERATE_FORWARD) is value and fallback is not None:
                 state[_ACCELERATE_FORWARD] = fallback
             if state.get(name) is not value:
                 return
-            if previous is _NOTHING:
+            if attribute.previous is _NOTHING:
                 state.pop(name)
             else:
-                state[name] = previous
+                state[name] = attribute.previous
 
-        self._undo.append(lambda: clean(vars(module)))
         self.exclude_from_copies(module, clean)
-        vars(module)[name] = value
+        self._undo.append(functools.partial(_unset, module, attribute, clean))
+        with _lock:
+            patched = _patches_of(module)
+            patched.attributes = (*patched.attributes, attribute)
+            vars(module)[name] = value
 
     def wrap(self, module: nn.Module, name: str, wrapper: Callable[..., Any]) -> None:
         """Replace a method of an instance by `around(original, *args, **kwargs)`."""
@@ -142,29 +176,57 @@ def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
 
 def _count_patched(cls: type, change: int) -> None:
     """Count patched modules of a class, and copy its instances with `_reduce` while there are any."""
-    _classes[cls] += change
-    if _classes[cls] > 0:
-        copyreg.dispatch_table.setdefault(cls, _reduce)
-    elif copyreg.dispatch_table.get(cls) is _reduce:
-        del copyreg.dispatch_table[cls]
+    with _lock:
+        _classes[cls] += change
+        if _classes[cls] > 0:
+            copyreg.dispatch_table.setdefault(cls, _reduce)
+        elif copyreg.dispatch_table.get(cls) is _reduce:
+            del copyreg.dispatch_table[cls]
+
+
+def _patches_of(module: nn.Module) -> _Patched:
+    """The patches of a module, which are created if it has none."""
+    patched = vars(module).get(_PATCHED)
+    if patched is None:
+        cls = type(module)
+        _count_patched(cls, 1)
+        uncount = weakref.finalize(module, _count_patched, cls, -1)
+        uncount.atexit = False
+        patched = vars(module)[_PATCHED] = _Patched(uncount)
+    return patched
+
+
+def _unset(module: nn.Module, attribute: _Attribute, clean: Callable[[dict[str, Any]], None]) -> None:
+    """Remove an attribute from a module.
+
+    Handles may be restored in any order: what was set after this one goes back to what was there before it.
+    """
+    with _lock:
+        clean(vars(module))
+        patched = _patches_of(module)
+        patched.attributes = tuple(other for other in patched.attributes if other is not attribute)
+        for other in patched.attributes:
+            if other.name == attribute.name and other.previous is attribute.value:
+                other.previous = attribute.previous
 
 
 def _include_in_copies(module: nn.Module, clean: Callable[[dict[str, Any]], None]) -> None:
     with _lock:
-        remaining = [other for other in _patched.get(module, ()) if other is not clean]
-        if remaining:
-            _patched[module] = remaining
-        elif _patched.pop(module, None) is not None:
-            _count_patched(type(module), -1)
+        patched: _Patched = vars(module)[_PATCHED]
+        patched.cleaners = tuple(other for other in patched.cleaners if other is not clean)
+        if not patched.cleaners:
+            del vars(module)[_PATCHED]
+            patched.uncount()
 
 
 def _reduce(module: nn.Module) -> Any:
     """`__reduce_ex__` of a module without its patches, for `copy` and `pickle`."""
-    with _lock:
-        cleaners = list(_patched.get(module, ()))
-    if not cleaners:
+    patched: _Patched | None = vars(module).get(_PATCHED)
+    if patched is None:
         return module.__reduce_ex__(4)
+    cleaners = patched.cleaners
     state = dict(vars(module))
+    del state[_PATCHED]
     for clean in reversed(cleaners):
         clean(state)
     copy_ = object.__new__(type(module))
