@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import nn
 from foveate import FoveateError
 from foveate.families import family_of
 from foveate.runtime import handle_of
+from foveate.runtime.forward_state import LLMForwardState
 from tests.checkpointing import checkpoint
 from tests.families.zoo import zoo
 from tests.runtime.every_method import EVERY, WRITING, attach, call_of, insides, is_first, prompts, refused, writes
@@ -166,3 +168,24 @@ def test_checkpointed_layers_run_again(method: str, reentrant: bool, tmp_path: P
             with interrupting(places(model)["layer"], Interrupted(), 2), pytest.raises(Interrupted):
                 learnt(model, inputs[3])
     assert insides(model) == before
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("method", LEARNING)
+def test_a_call_with_a_gradient_is_freed(method: str, checkpointed: bool, tmp_path: Path) -> None:
+    """Its embeddings, keys and masks are not kept for layers that run again, once none can."""
+    model = copy.deepcopy(zoo()["llava"].model()).train()
+    inputs = prompts("llava", model)[0]
+    if checkpointed:
+        checkpoint(model)
+
+    def states() -> int:
+        gc.collect()
+        return sum(type(one) is LLMForwardState for one in gc.get_objects())
+
+    before = states()
+    with attach("llava", method, model, tmp_path):
+        for _ in range(2):
+            learnt(model, inputs)
+            model(**inputs, use_cache=False)  # also without a backward pass
+        assert states() == before

@@ -95,7 +95,9 @@ class LayerSequence:
     images: list[ImageSpan]  # at their positions in this sequence
     parent_columns: Tensor | None = None  # (B, P) positions in the previous segment's sequence
     selections: list[PlacedSelection] = field(default_factory=list)  # in the previous segment's sequence
-    layer_arguments: dict[Any, Any] = field(default_factory=dict)  # masks and rotations, made once per segment
+    #: Masks and rotations, made once per segment. Only during the call: `CallRegistry` frees a state with the rotary
+    #: cosines, so a state that held them would never be freed.
+    layer_arguments: dict[Any, Any] = field(default_factory=dict)
 
     @property
     def padded(self) -> bool:
@@ -244,6 +246,8 @@ class CurrentCalls:
             yield
         finally:
             self._local.state = previous
+            for layer_sequence in state.sequences.values():
+                layer_sequence.layer_arguments.clear()
 
     @property
     def current(self) -> LLMForwardState | None:
