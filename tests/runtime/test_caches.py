@@ -248,3 +248,35 @@ def test_tokens_read_at_once_under_a_draft_are_those_read_one_by_one(plan: str) 
         greedy = written(model, inputs)
         assert written(model, inputs, assistant_model=model) == greedy
         assert written(model, inputs, assistant_model=model, num_assistant_tokens=5) == greedy
+
+
+@pytest.mark.parametrize(
+    ("name", "plan"),
+    [("qwen2.5-vl", "fourier:3"), ("qwen2.5-vl", "divprune:3"), ("gemma3", "divprune:3"), ("paligemma", "fastv:3@1")],
+)
+def test_a_turn_that_failed_before_it_wrote_is_read_again(name: str, plan: str) -> None:
+    """What the turn adds to the state of the cache (token types, shifts of positions) is added once."""
+    specimen = zoo()[name]
+    model, inputs = specimen.model(), specimen.prompts(specimen.model(), ONE)
+    length = inputs["input_ids"].shape[1]
+    turn = {**inputs, "attention_mask": torch.cat([inputs["attention_mask"]] * 2, dim=1)}
+    if "image_grid_thw" in inputs:
+        types = torch.cat([inputs["mm_token_type_ids"]] * 2, dim=1)
+        both = torch.cat([inputs["input_ids"]] * 2, dim=1), torch.cat([inputs["image_grid_thw"]] * 2)
+        turn["position_ids"] = model.model.get_rope_index(
+            both[0], image_grid_thw=both[1], attention_mask=turn["attention_mask"], mm_token_type_ids=types
+        )[0][..., length:]
+
+    def fail(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    cache, again = empty(specimen), empty(specimen)
+    with foveate.compress(model, plan):
+        for one in (cache, again):
+            read(model, inputs, one)
+        expected = read(model, turn, cache)
+        hook = model.model.language_model.layers[0].input_layernorm.register_forward_pre_hook(fail)
+        with pytest.raises(KeyboardInterrupt):
+            read(model, turn, again)
+        hook.remove()
+        assert torch.equal(read(model, turn, again), expected)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -172,7 +173,9 @@ class LLMInputHook:
         all_columns = torch.cat(
             [cache_state.columns, torch.where(pruned.columns < 0, -1, pruned.columns + past)], dim=1
         )
-        kwargs |= self._pruned_arguments(context, kwargs, pruned, selections, cache_state, all_columns, masks)
+        # What this pass adds to the state is kept apart until it has succeeded, so that it can be repeated if it fails.
+        next_state = copy.copy(cache_state)
+        kwargs |= self._pruned_arguments(context, kwargs, pruned, selections, next_state, all_columns, masks)
         if cache is not None:
             attach_state(cache, cache_state)
         state = self._forward_state(pruned, selections, reports, context, cache_state, all_columns, masks, kwargs)
@@ -194,6 +197,7 @@ class LLMInputHook:
                 detach_state(cache)  # with gradient checkpointing layers write to no cache
         else:
             compat.check_cache_returned(output, cache)
+            cache_state.token_types, cache_state.raster_shift = next_state.token_types, next_state.raster_shift
             cache_state.extend(pruned.columns, length, pruned.total, state.visual)
         read = ReadColumns(pruned.columns, columns, layers, masks.sample_ids, length)
         return output, read, _with_token_counts(reports, selections, pruned, state)
