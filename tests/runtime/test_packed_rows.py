@@ -357,6 +357,39 @@ def test_masks_that_only_say_what_is_padding_are_made_anew(name: str, side: str)
     torch.testing.assert_close(found.logits[real], expected.logits[real], atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("least", [-1e4, -1e9, torch.finfo(torch.float16).min, -torch.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("plan", ["cdpruner:3", "fastv:3@1", "cmai@1", "zipvl@1"])
+def test_numbers_that_hide_are_those_of_any_author(plan: str, dtype: torch.dtype, least: float) -> None:
+    specimen = zoo()["llava"]
+    model, inputs = specimen.model(), specimen.prompts(specimen.model(), SAMPLES)
+    mask = inputs["attention_mask"] > 0
+    length = mask.shape[1]
+    allowed = (torch.ones(length, length).tril() > 0) & mask[:, None] | ~mask[..., None]
+    added = torch.zeros(allowed.shape, dtype=dtype).masked_fill(~allowed, least)[:, None]
+    with torch.no_grad(), foveate.compress(model, plan):
+        expected = model(**inputs, use_cache=False)
+        found = model(**{**inputs, "attention_mask": added}, use_cache=False)
+    columns = expected.kept_positions
+    assert torch.equal(found.kept_positions, columns)
+    real = (columns >= 0) & mask.gather(1, columns.clamp(min=0))
+    torch.testing.assert_close(found.logits[real], expected.logits[real], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("plan", ["cdpruner:3", "fastv:3@1"])
+@pytest.mark.parametrize("name", ["gemma3", "llava"])
+def test_a_mask_that_is_longer_is_read_from_its_first_column(name: str, plan: str) -> None:
+    """As models do; a mask may be as long as a static cache."""
+    specimen = zoo()[name]
+    model, inputs = specimen.model(), specimen.prompts(specimen.model(), SAMPLES)
+    longer = F.pad(inputs["attention_mask"], (0, 9))
+    with torch.no_grad(), foveate.compress(model, plan):
+        expected = model(**inputs)
+        found = model(**{**inputs, "attention_mask": longer})
+    assert torch.equal(found.kept_positions, expected.kept_positions)
+    torch.testing.assert_close(found.logits, expected.logits)
+
+
 def refused(specimen: Specimen, inputs: dict[str, Any], match: str, plan: str = "uniform:3") -> None:
     with foveate.compress(specimen.model(), plan), pytest.raises(FoveateError, match=match):
         logits(specimen.model(), inputs)

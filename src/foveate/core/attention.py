@@ -16,6 +16,10 @@ from torch import Tensor, nn
 #: Weights of the largest block of attention that exists at a time, over all heads.
 BLOCK = 2**23
 
+#: Masks that are added to logits hide by this or less: -10,000 is common, and -9,984 in bfloat16. The weight of what is
+#: hidden is exactly zero, in every precision.
+_HIDDEN = -9_000.0
+
 
 def repeat_kv(states: Tensor, heads: int) -> Tensor:
     """Keys or values (..., H', K, d) repeated for the H query heads that share them: (..., H, K, d)."""
@@ -37,9 +41,9 @@ def may_attend(mask: Tensor) -> Tensor:
     """A mask as bool, True where a query may attend to a key.
 
     Args:
-        mask: Bool; whole numbers, 0 for what is hidden; or added to logits, with the least number of its type there.
+        mask: Bool; whole numbers, 0 for what is hidden; or added to logits, with about -10,000 or less there.
     """
-    return mask > torch.finfo(mask.dtype).min / 2 if mask.is_floating_point() else mask > 0
+    return mask > _HIDDEN if mask.is_floating_point() else mask > 0
 
 
 def attention_logits(query: Tensor, key: Tensor, scaling: float, mask: Tensor | None = None) -> Tensor:

@@ -112,7 +112,8 @@ def read_masks(
     padding_mask = torch.ones(batch, past + length, dtype=torch.int64, device=embeds.device)
     if attention_mask is None or (isinstance(attention_mask, Tensor) and attention_mask.ndim == 2):
         if attention_mask is not None:  # cached columns that it leaves out count as real
-            given_columns = attention_mask[:, -(past + length) :]
+            # Models read a longer mask, such as one of a static cache's length, from its first column on.
+            given_columns = attention_mask[:, : past + length]
             padding_mask[:, past + length - given_columns.shape[1] :] = given_columns.to(padding_mask)
         # Families that make masks in the core do not know a cache that the language model makes itself.
         visible_cache = cache if type(family).mask is Family.mask else compat.cache_in(kwargs)
