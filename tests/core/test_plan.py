@@ -97,6 +97,8 @@ def test_objects_texts_and_lists_are_plans():
         ("hiprune(0.1):64", "as name=value"),
         ("hiprune(alpha=7):64", "alpha"),
         ("divprune:64 + ", "cannot be read"),
+        ("hiprune(alpha=0.1, alpha=0.2):64", "alpha is given twice"),
+        ("fastv:50%@2,3,2", "names a layer twice"),
         ("64", "cannot be read"),
         ("dymu(thresholds=none):64", "thresholds"),
     ],
@@ -144,6 +146,39 @@ def test_long_and_deep_texts_end_soon(text, message):
     with pytest.raises(FoveateError, match=message) as caught:
         parse_plan(text)
     assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    "path", ["a) + b.json", "a, b=(.json", 'a"b.json', "a'b\".json", "a\\'(.json", "o'clock, x.json"]
+)
+def test_a_text_may_hold_what_separates_steps(path):
+    plan = Plan.of([methods_at(Site.ENCODER)["dymu"](path), "fastv:2@1"])
+    assert parse_plan(str(plan)) == plan
+
+
+def test_a_bare_word_may_hold_a_quote():
+    plan = parse_plan("dymu(thresholds=/home/o'neil/t.json, reference=true)")
+    assert plan.steps[0].method.arguments == {"thresholds": "/home/o'neil/t.json", "reference": True}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Step("divprune"), "a method object, not 'divprune'"),
+        (lambda: Step(sample("divprune"), 64), r"a Budget, such as Budget\(64\), not 64"),
+        (lambda: Step(sample("divprune"), Budget(64), (2,)), "not at decoder layers"),
+        (lambda: Step(sample("fastv"), Budget(64), 2), r"whole numbers, such as \(2,\), not 2"),
+        (lambda: Step(sample("fastv"), Budget(64), (2, 2)), "names a layer twice"),
+        (lambda: Plan(("divprune:64",)), "tuple of steps"),
+        (lambda: Budget(2.5), "a whole number, not 2.5"),
+        (lambda: Budget("64"), "a whole number, not '64'"),
+        (lambda: Budget(fraction="half"), "such as 0.25, not 'half'"),
+        (lambda: Budget(fraction=True), "such as 0.25, not True"),
+    ],
+)
+def test_parts_that_are_of_other_types_are_refused(make, message):
+    with pytest.raises(FoveateError, match=message):
+        make()
 
 
 def test_a_fraction_may_be_a_decimal():

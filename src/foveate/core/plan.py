@@ -17,7 +17,7 @@ import re
 import types
 import typing
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from difflib import get_close_matches
@@ -64,6 +64,10 @@ class Budget:
     def __post_init__(self) -> None:
         if (self.tokens is None) == (self.fraction is None):
             raise FoveateError("a budget is a number of tokens or a fraction of them, one of the two.")
+        if self.tokens is not None and not isinstance(self.tokens, Integral):
+            raise FoveateError(f"a budget of tokens is a whole number, not {self.tokens!r}.")
+        if self.fraction is not None and (isinstance(self.fraction, bool) or not isinstance(self.fraction, Real)):
+            raise FoveateError(f"a budget that is a fraction is a number such as 0.25, not {self.fraction!r}.")
         if self.tokens is not None and (isinstance(self.tokens, bool) or self.tokens < 1):
             raise FoveateError(f"a budget of {self.tokens} tokens keeps nothing; the least is 1.")
         if self.fraction is not None and not 0 < self.fraction <= 1:
@@ -119,6 +123,19 @@ class Step(Generic[M]):
     budget: Budget | None = None
     layers: tuple[int, ...] = ()
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.method, Method):
+            raise FoveateError(f"a step has a method object, not {self.method!r}; parse_plan reads texts.")
+        name = self.method.name
+        if not isinstance(self.budget, Budget | None):
+            raise FoveateError(f"{name}: the budget of a step is a Budget, such as Budget(64), not {self.budget!r}.")
+        if not isinstance(self.layers, tuple) or not all(isinstance(layer, int) for layer in self.layers):
+            raise FoveateError(f"{name}: the layers of a step are whole numbers, such as (2,), not {self.layers!r}.")
+        if self.layers and not self.method.takes_layers:
+            raise FoveateError(f"{name} acts {self.method.site}, not at decoder layers; leave @ out.")
+        if len(set(self.layers)) < len(self.layers):
+            raise FoveateError(f"{self} names a layer twice; name every layer once.")
+
     def count(self, tokens: int) -> int | None:
         """Tokens that stay of `tokens`; None leaves it to the method."""
         return None if self.budget is None else self.budget.of(tokens)
@@ -140,6 +157,8 @@ class Plan:
     steps: tuple[Step[Method], ...]
 
     def __post_init__(self) -> None:
+        if not isinstance(self.steps, tuple) or not all(isinstance(step, Step) for step in self.steps):
+            raise FoveateError(f"a plan has a tuple of steps, not {self.steps!r}; Plan.of reads texts and lists.")
         for step in self.steps[1:]:
             if isinstance(step.method, FrameSampler):
                 what = f"{step.method.name} chooses frames of a clip"
@@ -272,7 +291,7 @@ def current_names(text: str) -> str:
 def _split(text: str) -> list[str]:
     """The steps: pieces between plus signs that stand outside parentheses and after a blank."""
     parts, depth, start = [], 0, 0
-    for place, char in enumerate(text):
+    for place, char in _unquoted(text):
         depth += (char in "([{") - (char in ")]}")
         if depth > DEEPEST:
             raise FoveateError(f"brackets of a plan stand at most {DEEPEST} deep in one another.")
@@ -280,6 +299,20 @@ def _split(text: str) -> list[str]:
             parts.append(text[start:place])
             start = place + 1
     return [*parts, text[start:]]
+
+
+def _unquoted(text: str) -> Iterator[tuple[int, str]]:
+    """Characters outside of quoted texts, with their places. A quote within a bare word, as in o'clock, is a letter."""
+    quote, escaped = "", False
+    for place, char in enumerate(text):
+        if quote:
+            if char == quote and not escaped:
+                quote = ""
+            escaped = char == "\\" and not escaped
+        elif char in "'\"" and text[:place].rstrip()[-1:] in ("=", "(", "[", "{", ","):
+            quote = char
+        else:
+            yield place, char
 
 
 def _with_budget(steps: tuple[Step, ...], budget: Budget) -> tuple[Step]:
@@ -314,11 +347,10 @@ def _step(text: str, known: Mapping[str, type[Method]], separate_budget: Budget 
     method = _build(known[name], arguments)
     budget = Budget.parse(budget_text) if budget_text is not None else None
     layers = _layers(layers_text, name) if layers_text is not None else ()
-    if layers and not method.takes_layers:
-        raise FoveateError(f"{name} acts {method.site}, not at decoder layers; leave @ out.")
+    step = Step(method, budget, layers)
     if separate_budget is None or budget is not None:
         method.check_budget(budget)
-    return Step(method, budget, layers)
+    return step
 
 
 def _parts(text: str) -> tuple[str, str, str | None, str | None]:
@@ -363,6 +395,8 @@ def _build(cls: type[Method], arguments: str) -> Method:
             raise FoveateError(
                 f"{name} has no argument {_shown(part.strip())}; possible are {possible} (as name=value)."
             )
+        if key in values:
+            raise FoveateError(f"{name}: {key} is given twice; give it once.")
         values[key] = _value(value.strip())
         if not _fits(values[key], hints[key]):
             raise FoveateError(f"{name}: {key} is {_kinds(hints[key])}, not {_shown(value.strip())}.")
@@ -424,17 +458,12 @@ def _value(text: str) -> Any:
 
 
 def _commas(text: str) -> list[str]:
-    parts, depth, quote, start = [], 0, "", 0
-    for place, char in enumerate(text):
-        if quote:
-            quote = "" if char == quote else quote
-        elif char in "'\"":
-            quote = char
-        else:
-            depth += (char in "([{") - (char in ")]}")
-            if char == "," and depth == 0:
-                parts.append(text[start:place])
-                start = place + 1
+    parts, depth, start = [], 0, 0
+    for place, char in _unquoted(text):
+        depth += (char in "([{") - (char in ")]}")
+        if char == "," and depth == 0:
+            parts.append(text[start:place])
+            start = place + 1
     return [*parts, text[start:]]
 
 
