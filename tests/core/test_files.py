@@ -1,7 +1,10 @@
 """Files and folders that are there completely or not at all."""
 
+import itertools
 import os
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,6 +32,39 @@ def test_a_folder_takes_the_place_of_another(tmp_path: Path) -> None:
                 (partial / name).touch()
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["c"]
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("call", range(12))
+def test_an_interrupted_folder_is_the_old_or_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    """Whichever call of the operating system is interrupted while a folder takes the place of another."""
+
+    def write(names: tuple[str, ...]) -> None:
+        with atomic_write(tmp_path / "folder") as partial:
+            partial.mkdir()
+            for name in names:
+                (partial / name).touch()
+
+    calls = itertools.count()
+
+    def interrupted(name: str) -> None:
+        original = getattr(os, name)
+
+        def function(*args: Any, **kwargs: Any) -> Any:
+            if next(calls) == call:
+                raise KeyboardInterrupt
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(os, name, function)
+
+    write(("a", "b", "c"))
+    for name in ("replace", "unlink", "rmdir"):
+        interrupted(name)
+    with suppress(KeyboardInterrupt):
+        write(("d", "e"))
+    monkeypatch.undo()
+    assert sorted(path.name for path in (tmp_path / "folder").iterdir()) in (["a", "b", "c"], ["d", "e"])
 
 
 @pytest.mark.parametrize("error", [RuntimeError("it is full\nsee below"), KeyboardInterrupt(), KeyError("x")])

@@ -19,8 +19,9 @@ from foveate.core.errors import FoveateError
 def atomic_write(path: str | os.PathLike[str]) -> Generator[Path]:
     """A path to write a file or a folder to, which takes the place of `path` in one step when the context ends.
 
-    Whoever reads sees the old content or the new one. Where writing fails, the old content stays and nothing else
-    remains. The name holds the number of the process, so that two of them never write into one file.
+    Whoever reads sees the old content or the new one (for an instant none, where a folder takes the place of another).
+    Where writing fails, the old content stays and nothing else remains. The name holds the number of the process, so
+    that two of them never write into one file.
 
     Args:
         path: What is written; its folder exists.
@@ -33,9 +34,10 @@ def atomic_write(path: str | os.PathLike[str]) -> Generator[Path]:
     try:
         _remove(partial)  # of a process of this number that was killed
         yield partial
-        if partial.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        partial.replace(path)
+        if partial.is_dir() and path.is_dir():
+            _replace_folder(path, partial)
+        else:
+            partial.replace(path)
     except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own for a full disk
         raise FoveateError(f"{path} could not be written: {_reason(error)}.") from error
     finally:
@@ -51,6 +53,20 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 def write_json(path: str | os.PathLike[str], document: Any, indent: int = 2) -> None:
     """Write a JSON file in one step; errors are those of `atomic_write`."""
     write_text(path, json.dumps(document, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _replace_folder(path: Path, new: Path) -> None:
+    """Put a new folder in the place of another, which is deleted only when the new one is there."""
+    previous = path.with_name(f".{path.name}.{os.getpid()}.previous")
+    _remove(previous)
+    try:
+        path.replace(previous)
+        new.replace(path)
+    except BaseException:
+        if not path.exists():
+            previous.replace(path)
+        raise
+    _remove(previous)
 
 
 def _remove(path: Path) -> None:
