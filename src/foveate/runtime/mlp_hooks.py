@@ -153,7 +153,7 @@ class MLPHooks:
             )
         if number + 1 in self.methods:
             state.activations[number] = activations.detach()
-        if torch.is_grad_enabled():
+        if self.calls.text.training and torch.is_grad_enabled():
             return None  # nothing is generated after it
         core = [self._core(number, row, method, state, activations) for row in range(len(activations))]
         if state.cache is not None and state.cache_state is not None:

@@ -179,6 +179,22 @@ def test_matrices_that_cannot_be_sliced_are_masked() -> None:
         assert answers(model, inputs) == expected
 
 
+def test_text_is_written_with_the_same_neurons_where_gradients_are_on() -> None:
+    """A loop by hand often is outside of `no_grad`."""
+    specimen, model = deep("llava")
+    inputs = specimen.prompts(model, ROWS)
+
+    def words() -> Tensor:
+        cache = DynamicCache(config=model.config.get_text_config())
+        model(**inputs, **compat.cache_argument(cache))
+        return model(input_ids=torch.tensor([[7], [8], [9]]), **compat.cache_argument(cache)).logits.detach()
+
+    with foveate.compress(model, "corematching@2"):
+        with torch.no_grad():
+            expected = words()
+        torch.testing.assert_close(words(), expected)
+
+
 def test_a_second_turn() -> None:
     specimen, model = deep("llava")
     first, second = (specimen.prompts(model, ((size,),), seed=seed) for size, seed in (((3, 4), 0), ((4, 3), 5)))
