@@ -13,6 +13,7 @@ from transformers import SiglipVisionConfig, SiglipVisionModel
 
 import foveate
 from foveate import FoveateError
+from foveate.families import family_of
 from foveate.methods.encoder.stc_cacher import STCCacher
 from foveate.runtime.feature_reuse import FrameHistory
 from tests.families.zoo import zoo
@@ -156,3 +157,21 @@ def test_refusals() -> None:
     for arguments in wrong:
         with pytest.raises(FoveateError, match=f"STCCacher: {next(iter(arguments))} is"):
             STCCacher(**arguments)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_frames_that_failed_are_encoded_again(name: str) -> None:
+    model, call = encoded(name, clip(4))
+    block: Any = family_of(model).blocks(model.model)[-1]
+
+    def fail(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    with foveate.reuse_features(model, STCCacher(dynamic=0.3)) as reuse:
+        expected, history = features(model, call), FrameHistory()
+        hook = next(block.children()).register_forward_pre_hook(fail)
+        with reuse.continuing(history), pytest.raises(KeyboardInterrupt):
+            features(model, call)
+        hook.remove()
+        with reuse.continuing(history):
+            assert torch.equal(features(model, call), expected)

@@ -46,13 +46,15 @@ class _Call:
         full: Frames that are computed in full.
         reused: The others.
         sources: For each of them the row of its reference, of the last one before the call (if any) and `full`.
-        history: Where the last reference comes from and goes to.
+        history: Where the last reference comes from.
+        references: The last reference of this call, by block; the history gets them after the call, if it succeeds.
     """
 
     full: Tensor
     reused: Tensor
     sources: Tensor
     history: FrameHistory
+    references: dict[int, Reference] = field(default_factory=dict)
 
 
 class FeatureReuse(NotCopyable):
@@ -112,13 +114,14 @@ class FeatureReuse(NotCopyable):
         history = getattr(self._local, "history", None)
         if history is not None and len(counts) > 1:
             raise FoveateError(f"a stream is one clip, and {len(counts)} are encoded at once.")
-        self._local.call = self._schedule(counts, FrameHistory() if history is None else history)
+        call = self._local.call = self._schedule(counts, FrameHistory() if history is None else history)
         try:
             output = original(*args, **kwargs)
         finally:
             self._local.call = None
         if history is not None:
             history.frames += counts[0]
+            history.references.update(call.references)
         return output
 
     def _schedule(self, counts: Sequence[int], history: FrameHistory) -> _Call:
@@ -136,7 +139,8 @@ class FeatureReuse(NotCopyable):
                     reused.append(first + place)
                     sources.append(len(full) - 1 + carried)
             first += count
-        return _Call(*(torch.tensor(part, dtype=torch.int64) for part in (full, reused, sources)), history)
+        parts = [torch.tensor(part, dtype=torch.int64) for part in (full, reused, sources)]
+        return _Call(parts[0], parts[1], parts[2], history)
 
     def _forward(self, number: int, original: Callable[..., Any], hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Forward of block `number`; the original one for images."""
@@ -154,7 +158,7 @@ class FeatureReuse(NotCopyable):
         assert references is not None  # the first frame of a stream is a reference
         if len(reused):
             x[reused] = self._reuse(block, frames.take(reused), references.take(call.sources.to(hidden.device)))
-        call.history.references[number] = references.take(torch.tensor([-1]))  # a copy: the others are freed
+        call.references[number] = references.take(torch.tensor([-1]))  # a copy: the others are freed
         return x.view_as(hidden)
 
     def _reuse(self, block: FrameBlock, frames: Frames, reference: Reference) -> Tensor:
