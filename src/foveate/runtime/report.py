@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from foveate.core.tokens import Need, Selection
 from foveate.families import ImageLayout
 
-#: Images whose reports a handle keeps.
+#: Images whose reports a handle keeps; those of earlier calls without features, which are as large as the images.
 REMEMBERED = 1024
 #: Note for a plan that removes nothing.
 NOTHING_LEFT_OUT = "nothing was left out: every layer of the language model reads all visual tokens"
@@ -235,7 +235,10 @@ class Report:
 
 @dataclass
 class ReportLog:
-    """Thread-safe log of image reports: the last call of each thread, and the latest images of all."""
+    """Thread-safe log of image reports: the last call of each thread, and the latest images of all.
+
+    The latest images of all have selections without the features of merged tokens.
+    """
 
     _all: deque[ImageReport] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -243,8 +246,11 @@ class ReportLog:
 
     def write(self, images: list[ImageReport], kv_bytes: int | None = None) -> None:
         """Record the images of one call of this thread (none for text alone), and the bytes of its cache."""
+        without_features = [
+            replace(image, selection=replace(image.selection, features=None, remade=None)) for image in images
+        ]
         with self._lock:
-            self._all.extend(images)
+            self._all.extend(without_features)
         self._local.last = tuple(images)
         self._local.kv_bytes = kv_bytes
 

@@ -12,6 +12,7 @@ import functools
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ from foveate.methods.decoding.kinds import load_draft
 from foveate.methods.decoding.tree import Shape, Tree
 from foveate.runtime.attach import Handle, _unwrapped, handle_of
 from foveate.runtime.patches import NotCopyable, Patches
+from foveate.runtime.report import REMEMBERED
 from foveate.runtime.select_tokens import MODALITIES
 
 #: Attribute of a model that holds its `SpeculationHandle`.
@@ -130,7 +132,7 @@ class SpeculationHandle(NotCopyable):
         self.family = family_of(model)
         self.model, self.shape, self.chain = model, shape, chain
         self.core = self.family.core(model)
-        self.reports: list[Speculation] = []
+        self.reports: deque[Speculation] = deque(maxlen=REMEMBERED)
         if _SPECULATION in vars(model) or VASPARSE in vars(model):
             raise FoveateError(
                 Refusal("attached-already", "a draft or vasparse is attached to this model already", "restore it first")
