@@ -270,3 +270,8 @@ DEEPSTACK = "_deepstack_process"
 
 #: The method of a model that returns the candidate generator of assisted decoding.
 CANDIDATE_GENERATOR = "_get_candidate_generator"
+
+# Prefill in chunks
+
+#: The method of a model in which `generate` reads the prompt, in chunks where `prefill_chunk_size` is set.
+PREFILL = "_prefill"

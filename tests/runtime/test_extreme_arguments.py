@@ -6,6 +6,7 @@ from PIL import Image
 
 from foveate import FoveateError, ask, load
 from foveate.answering import answer_batch
+from foveate.core.plan import Plan
 from foveate.methods.pre_llm.divprune import DivPrune
 from foveate.runtime import compress
 from tests.families.zoo import zoo
@@ -64,13 +65,16 @@ def test_a_budget_beside_a_plan_is_used_or_refused() -> None:
         ("sparsevlm(rank_scale=0.7):50%@1", {}, "rank_scale means something without a budget alone"),
         ("divprune:3", {"text_features": torch.ones(8)}, "compares nothing with text_features"),
         ("cdpruner:3", {"text_features": torch.ones(8)}, "compares nothing with text_features"),
+        ("cdpruner(relevance=text):3", {"text_features": [0.5]}, r"\(prompts, d\) or \(d,\), not list"),
+        ("cdpruner(relevance=text):3", {"text_features": torch.ones(0, 8)}, r"not \(0, 8\)"),
+        (Plan(()), {}, "a plan is empty"),
         ("divprune:3", {"positions": "renumbered"}, "'original' or 'contiguous', not 'renumbered'"),
         ("pospad(marker=mean, embedding='a.safetensors'):3", {}, "marker or embedding, one of the two"),
         ("todre(pivot=center, layer=1):3", {}, "pivot=center reads none"),
         ("focusui(weights='a.safetensors', seed=3):3", {}, "give shuffle=True with it"),
     ],
 )
-def test_arguments_that_would_do_nothing_are_refused(plan: str, options: dict, words: str) -> None:
+def test_arguments_that_would_do_nothing_are_refused(plan: str | Plan, options: dict, words: str) -> None:
     with pytest.raises(FoveateError, match=words):
         compress(zoo()["llava"].model(), plan, **options)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
 
 import foveate
 from foveate import FoveateError, compat
@@ -81,6 +81,35 @@ def test_a_conversation_goes_on_with_a_new_image(name: str) -> None:
         model(**turn, **compat.cache_argument(fresh))
         continued = written(model, text, do_sample=False, **compat.cache_argument(fresh))
         assert continued == written(model, {**text, **_images(both, slice(0, 1), name, cut)} | text, do_sample=False)
+
+
+def test_a_prompt_in_chunks_is_read_as_in_one_pass_or_refused() -> None:
+    specimen = zoo()["llava"]
+    model, inputs = specimen.model(), specimen.prompts(specimen.model(), [((3, 4), (3, 4))])
+    length = inputs["input_ids"].shape[1]
+    for plan in ("divprune:3", "fastv:3@1", "cdpruner:3"):
+        with foveate.compress(model, plan):
+            expected = written(model, inputs, do_sample=False)
+            assert written(model, inputs, do_sample=False, prefill_chunk_size=length) == expected
+            if plan == "divprune:3" and compat.HAS_IMAGE_OUTPUTS:  # before, a chunk got all images
+                assert written(model, inputs, do_sample=False, prefill_chunk_size=length - 2) == expected
+                with pytest.raises(FoveateError, match="prefill_chunk_size divides them"):
+                    written(model, inputs, do_sample=False, prefill_chunk_size=length // 2)
+            elif plan != "divprune:3":
+                with pytest.raises(FoveateError, match="needs the whole prompt in one pass"):
+                    written(model, inputs, do_sample=False, prefill_chunk_size=length - 2)
+
+
+def test_a_static_cache_that_was_emptied_begins_a_call() -> None:
+    specimen = zoo()["llava"]
+    model, inputs = specimen.model(), inputs_of(specimen)
+    cache = StaticCache(config=model.config.get_text_config(), max_cache_len=80)
+    with foveate.compress(model, "divprune:3") as handle, torch.no_grad():
+        model(**inputs, **compat.cache_argument(cache))
+        assert len(handle.report().images) == 3
+        cache.reset()
+        model(input_ids=torch.tensor([[5, 6], [7, 8]]), **compat.cache_argument(cache))
+        assert handle.report().images == ()
 
 
 def _images(inputs: dict[str, Any], which: slice, name: str, length: int) -> dict[str, Any]:
@@ -257,6 +286,32 @@ def test_threads_have_reports_of_their_own() -> None:
         with ThreadPoolExecutor(4) as pool:
             assert all(found == images for found, images in pool.map(run, (1, 2, 3, 4)))
         assert len(handle.report(everything=True).images) == 3 * (1 + 2 + 3 + 4)
+
+
+def test_labels_of_a_context_go_on_after_a_call_with_labels() -> None:
+    specimen = zoo()["llava"]
+    model, inputs = specimen.model(), specimen.prompts(specimen.model(), [((3, 4),)])
+    labels = inputs["input_ids"].masked_fill(inputs["input_ids"] >= 100, -100)
+    with foveate.compress(model, "fastv:3@1") as handle, torch.no_grad(), handle.with_labels(labels):
+        expected = model.model(**inputs).last_hidden_state
+        model(**inputs, labels=inputs["input_ids"])
+        assert torch.equal(model.model(**inputs).last_hidden_state, expected)
+
+
+def test_features_are_kept_of_the_last_call_alone() -> None:
+    """A handle that answers for days reports on 1,024 images, and would keep the tokens of all of them."""
+    specimen = zoo()["llava"]
+    model, inputs = specimen.model(), inputs_of(specimen)
+    with foveate.compress(model, "pool:4") as handle, torch.no_grad():
+        for _ in range(2):
+            model(**inputs)
+        last, everything = handle.report().images, handle.report(everything=True).images
+    assert [image.selection.features.shape[0] for image in last] == [4] * 3
+    assert len(everything) == 6
+    for image, other in zip(last * 2, everything, strict=True):
+        assert other.selection.features is None
+        assert torch.equal(image.selection.assignment, other.selection.assignment)
+        assert image.as_json().keys() == other.as_json().keys()
 
 
 def test_one_plan_at_a_time() -> None:

@@ -230,6 +230,9 @@ def test_a_question_can_be_given(embedded: Any):
             model(**given)
         with handle.with_question(mask[:, 1:]), pytest.raises(FoveateError, match="the mask of the question is"):
             model(**given)
+        for nothing in ([], None, 3, ["Who", 3], mask[0], mask[:0]):
+            with pytest.raises(FoveateError, match="a text for each prompt or a mask"), handle.with_question(nothing):
+                model(**given)
     wrong = pytest.raises(FoveateError, match="a tokenizer or a processor, not with a int")
     with foveate.compress(model, "cdpruner:25%", processor=3), wrong:
         model(**given)

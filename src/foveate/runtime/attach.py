@@ -14,7 +14,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from foveate import compat
@@ -155,6 +154,8 @@ class Handle(NotCopyable):
         processor: Any = None,
         align_logits: bool = False,
     ) -> None:
+        if not plan.steps:
+            raise FoveateError("a plan is empty; write one such as 'divprune:64'.")
         self.model = model
         self.align_logits = align_logits
         self.plan = plan = _with_weights(plan, model)
@@ -173,6 +174,11 @@ class Handle(NotCopyable):
                     "needs-uncompressed-encoder", f"this model {own_compression}, and '{plan}' cannot be attached to it"
                 )
             )
+        if text_features is not None and not (
+            isinstance(text_features, Tensor) and text_features.ndim in (1, 2) and text_features.numel()
+        ):
+            given = tuple(text_features.shape) if isinstance(text_features, Tensor) else type(text_features).__name__
+            raise FoveateError(f"text_features are a tensor of (prompts, d) or (d,), not {given}.")
         check_budgets(plan)
         check_sites(plan, self.family)
         self.family.check(self._core, plan)
@@ -217,7 +223,7 @@ class Handle(NotCopyable):
         unless they bring new images.
 
         Args:
-            everything: Report all stored images, of all threads.
+            everything: Report all stored images, of all threads; their selections have no features of merged tokens.
         """
         images = self._report_log.all() if everything else self._report_log.last()
         return Report(str(self.plan), images, self._report_log.kv_bytes)
@@ -241,6 +247,7 @@ class Handle(NotCopyable):
             A function that returns, after the pass, the labels of the output: (B, P) of the pruned sequence, (B, L)
             with `align_logits`.
         """
+        previous = getattr(self._local, "query_mask", None), getattr(self._local, "answer_mask", None)
         self._local.columns = self._local.sample_ids = None
         self._local.query_mask = sequence.before_answers(labels)
         self._local.answer_mask = labels != -100
@@ -255,7 +262,7 @@ class Handle(NotCopyable):
         try:
             yield kept_labels
         finally:
-            self._local.query_mask = self._local.answer_mask = None
+            self._local.query_mask, self._local.answer_mask = previous
 
     @contextmanager
     def with_question(self, question: str | list[str] | Tensor) -> Generator[None]:
@@ -268,11 +275,17 @@ class Handle(NotCopyable):
             question: A text in the prompt, one for all prompts or one for each, which is located with the tokenizer; or
                 a mask (B, L) over the prompts' tokens, True for the question.
         """
-        previous = getattr(self._local, "questions", None)
-        if not isinstance(question, str) and torch.is_tensor(question):
-            self._local.questions = question.bool()
+        questions: Any = [question] if isinstance(question, str) else question
+        if isinstance(questions, Tensor):
+            is_question = questions.ndim == 2 and len(questions) > 0
         else:
-            self._local.questions = [question] if isinstance(question, str) else list(question)
+            is_question = isinstance(questions, list | tuple) and all(isinstance(text, str) for text in questions)
+            is_question = is_question and len(questions) > 0
+        if not is_question:
+            given = tuple(questions.shape) if isinstance(questions, Tensor) else repr(question)
+            raise FoveateError(f"a question is a text, a text for each prompt or a mask (B, L), not {given}.")
+        previous = getattr(self._local, "questions", None)
+        self._local.questions = questions.bool() if isinstance(questions, Tensor) else list(questions)
         try:
             yield
         finally:
@@ -312,6 +325,8 @@ class Handle(NotCopyable):
             patches.wrap(self.model, "forward", self._outer)
         if hasattr(self.model, compat.CANDIDATE_GENERATOR):
             patches.wrap(self.model, compat.CANDIDATE_GENERATOR, self._candidates)
+        if hasattr(self.model, compat.PREFILL):
+            patches.wrap(self.model, compat.PREFILL, self._prefill)
         patches.wrap(core, "forward", self._inner)
         patches.wrap(text, "forward", self._language_model)
         for module in {self.model, core, text}:
@@ -344,6 +359,34 @@ class Handle(NotCopyable):
     def _candidates(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> DraftsAfterPrompt:
         """Wrap the candidate generator of `generate`."""
         return DraftsAfterPrompt(original(*args, **kwargs), compat.cache_in(kwargs["model_kwargs"]))
+
+    def _prefill(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Wrap the method of `generate` that reads the prompt, and note whether it reads it in chunks."""
+        call = bind_arguments(original, args, kwargs)
+        ids, model_kwargs = call["input_ids"], call["model_kwargs"]
+        cache, mask = compat.cache_in(model_kwargs), model_kwargs.get("attention_mask")
+        # Of a conversation that goes on, the ids are those of all of it, or of what is new.
+        has_all = cache is not None and isinstance(mask, Tensor) and mask.shape[1] == ids.shape[1]
+        count = ids.shape[1] - (int(cache.get_seq_length()) if has_all else 0)
+        size = getattr(call["generation_config"], "prefill_chunk_size", None)
+        previous, self._local.chunked = self._is_chunked, size is not None and size < count
+        try:
+            return original(*args, **kwargs)
+        finally:
+            self._local.chunked = previous
+
+    @property
+    def _is_chunked(self) -> bool:
+        """Whether `generate` reads a prompt in chunks in this thread."""
+        return getattr(self._local, "chunked", False)
+
+    def _check_not_chunked(self) -> None:
+        """Raise FoveateError where a chunk of a prompt is read with its images and the plan reads the whole prompt."""
+        from_prompt = any(need.kind in ("instruction", "first_layer_attention") for need in self._needs)
+        if self._is_chunked and (from_prompt or self.plan.decoder_steps):
+            raise FoveateError(
+                f"'{self.plan}' needs the whole prompt in one pass, and prefill_chunk_size divides it; leave it out."
+            )
 
     # Encoding
 
@@ -452,6 +495,11 @@ class Handle(NotCopyable):
                 # Hooks that move arguments to a device make new outputs without our attribute.
                 encoded = pending
             if encoded is None or encoded.encoder_id != self._encoder.encoder_id:
+                if self._is_chunked:
+                    raise FoveateError(
+                        f"under '{self.plan}' the {modality}s of a prompt are read in one pass, and prefill_chunk_size "
+                        "divides them; give a greater one, or leave it out."
+                    )
                 raise FoveateError(
                     f"the {modality}s were encoded by another model, or before '{self.plan}' was attached; encode them "
                     "again."
@@ -485,12 +533,13 @@ class Handle(NotCopyable):
         context.answer_mask = getattr(self._local, "answer_mask", None)
         context.questions = getattr(self._local, "questions", None)
         if context.encoded:
+            self._check_not_chunked()
             context.masks = self._llm_input.sequence_masks(context, kwargs)
             if context.masks.sample_ids is not None and context.query_mask is not None:
                 context.query_mask = sequence.within_samples(context.query_mask, context.masks.sample_ids)
         selections, reports = self._selector.select_batch(context, embeds)
         cache = compat.cache_in(kwargs)
-        starts_text = not getattr(cache, "is_initialized", False)  # and does not go on with what a cache holds
+        starts_text = cache is None or int(cache.get_seq_length()) == 0  # and does not go on with what a cache holds
         output, read, reports = self._llm_input.forward(original, context, selections, reports, kwargs)
         self._local.columns = None if read is None else read.columns
         self._local.sample_ids = None if read is None else read.sample_ids
