@@ -188,4 +188,5 @@ def test_a_call_with_a_gradient_is_freed(method: str, checkpointed: bool, tmp_pa
         for _ in range(2):
             learnt(model, inputs)
             model(**inputs, use_cache=False)  # also without a backward pass
+            model(**inputs)  # and with a cache
         assert states() == before

@@ -116,7 +116,7 @@ class LLMForwardState:
         query_mask: (B, L) 1 for the tokens before answers; None: the last token counts.
         positions: Position ids of the new columns as the language model gets them.
         cache_state: State of the cache, if there is one.
-        cache: The cache.
+        cache: The cache; None once the call is over.
         input_embeds: (B, L, D) the embeddings of the new columns.
         decisions: What was chosen for this prompt before, by image and layer (what methods that change attention chose
             by -1 - row and layer): without a cache `generate` passes the growing text through the model at every step,
@@ -246,6 +246,8 @@ class CurrentCalls:
             yield
         finally:
             self._local.state = previous
+            # Keys that have a gradient hold the rotary cosines too. Layers that run again write to no cache.
+            state.cache = None
             for layer_sequence in state.sequences.values():
                 layer_sequence.layer_arguments.clear()
 
