@@ -1,5 +1,6 @@
 """Clips: which frames of a file are read, at which times, what is decoded for them, and what is refused."""
 
+import io
 import sys
 import tracemalloc
 
@@ -9,6 +10,8 @@ import pytest
 from foveate import FoveateError
 from foveate.clips import ClipLimits, clip_of_frames, is_clip, open_clip
 from foveate.clips.pyav import PyAVSource
+from foveate.core.plan import Budget, Step
+from foveate.methods.frames.uniform_frames import UniformFrames
 from tests.video_files import save_clip, save_frames, save_sound, turn_clockwise
 
 av = pytest.importorskip("av")
@@ -104,6 +107,34 @@ def test_files_that_do_not_say_how_long_they_are(tmp_path):
         assert clip.metadata["frames_indices"] == [5, 15, 25, 35] and clip.metadata["duration"] == 10
 
 
+@pytest.mark.parametrize(("ending", "codec"), [("mkv", "mpeg4"), ("webm", "libvpx"), ("mp4", "mpeg4")])
+def test_video_may_begin_late(tmp_path, ending, codec):
+    """The header of Matroska says how long its time axis is, from 0 on; times of a clip begin with its first frame."""
+    early, times = ([start + number / 4 for number in range(40)] for start in (0, 20))
+    expected, clip = (
+        open_clip(save_clip(tmp_path / f"a.{ending}", 40, 25, times=own, codec=codec), max_frames=4, fps=None)
+        for own in (early, times)
+    )
+    assert clip.timestamps == pytest.approx(expected.timestamps, abs=1e-3) and expected.timestamps[0] == 1
+    assert clip.metadata["duration"] == pytest.approx(expected.metadata["duration"], abs=1e-3)
+    assert np.array_equal(clip.frames, expected.frames)
+    if ending == "mkv":
+        save_frames(tmp_path / "b.mkv", noise(40), 25, times=times, codec=codec)
+        data = (tmp_path / "b.mkv").read_bytes()
+        with pytest.raises(
+            FoveateError, match=r"cut off: its header says (30.0|29.8) s, and its data end after 2\d\.\d s"
+        ):
+            open_clip(data[: len(data) // 2])
+
+
+def test_times_of_slow_clips_are_exact():
+    """Numbers of frames are whole where the rate is even; a tenth of a step of ten seconds is a second."""
+    clip = clip_of_frames(noise(4), [0, 10.9, 20, 30])
+    assert clip.metadata["frames_indices"] == pytest.approx([0, 1.09, 2, 3])
+    clip = clip_of_frames(noise(4), [0, 10.001, 20, 30])
+    assert clip.metadata["frames_indices"] == [0, 1, 2, 3]
+
+
 def test_frames_are_upright(tmp_path):
     left = np.zeros((16, 48, 3), np.uint8)
     left[:, :24] = 250
@@ -132,11 +163,21 @@ def test_given_frames():
     assert np.array_equal(clip.frames, frames) and clip.timestamps == pytest.approx([0, 0.1, 0.2, 1, 2, 5])
     assert clip_of_frames(frames).timestamps == (0, 0.5, 1, 1.5, 2, 2.5)
     assert clip_of_frames(frames[:1]).metadata["duration"] == 0.5
+    numbers = iter(range(6))
+    assert np.array_equal(clip_of_frames(iter(frames), numbers).frames, frames)  # ty: ignore[invalid-argument-type]
     for wrong, message in [
         (([], None), "no frames"),
         (([*frames, noise(1, (8, 8))[0]], None), "have several: 8 x 8, 32 x 16; resize"),
         ((frames, [0, 1]), "6 ascending numbers"),
         ((frames, [0, 1, 2, 3, 3, 4]), "6 ascending numbers"),
+        ((frames, "abcdef"), "6 ascending numbers"),
+        ((frames, [None] * 6), "6 ascending numbers"),
+        ((frames, 3), "6 ascending numbers"),
+        ((3, None), "frames are a list of images, not int"),
+        (([frame / 255 for frame in frames], None), r"frame 0 is float64 \(16, 32, 3\); foveate.images.open_image"),
+        (([frames[0], frames[1][..., 0]], None), r"frame 1 is uint8 \(16, 32\)"),
+        (([frame.transpose(2, 0, 1) for frame in frames], None), r"frame 0 is uint8 \(3, 16, 32\)"),
+        ((["a.png"], None), "frame 0 is str"),
     ]:
         with pytest.raises(FoveateError, match=message):
             clip_of_frames(*wrong)
@@ -187,6 +228,42 @@ def test_what_is_no_clip_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(FoveateError, match=r"pip install 'foveate\[video\]'"):
         open_clip(whole)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"times": [3.0, 1.0]}, "times must be ascending numbers of seconds from the first frame, at least one"),
+        ({"times": []}, "times must be ascending"),
+        ({"times": [-1.0, 1.0]}, "times must be ascending"),
+        ({"times": [float("nan")]}, "times must be ascending"),
+        ({"times": "ab"}, "times must be ascending"),
+        ({"times": 3}, "times must be ascending"),
+        ({"max_frames": 0}, "max_frames is a whole number of frames from 1 on, not 0"),
+        ({"max_frames": 2.5}, "max_frames is a whole number"),
+        ({"fps": 0}, "fps is a number of frames per second above 0, or None, not 0"),
+        ({"fps": float("nan")}, "fps is a number"),
+        ({"fps": "2"}, "fps is a number"),
+        ({"sampler": "uniform-frames:4"}, "a sampler is a method that chooses frames, .*not 'uniform-frames:4'"),
+        ({"source": None}, "from the path of a video file or its bytes, not NoneType"),
+        ({"source": io.BytesIO()}, "from the path of a video file or its bytes, not BytesIO"),
+    ],
+)
+def test_impossible_arguments(tmp_path, options, message):
+    path = save_clip(tmp_path / "a.mp4", 12, codec="mpeg4")
+    with pytest.raises(FoveateError, match=message):
+        open_clip(**{"source": path, **options})
+    assert len(open_clip(path, times=(time for time in (0.5, 1.0, 1.0, 99.0))).frames) == 3
+
+
+def test_a_sampler_must_name_ascending_times(tmp_path):
+    class Backwards(UniformFrames):
+        def times(self, clip, count, question):
+            return super().times(clip, count, question)[::-1]
+
+    path = save_clip(tmp_path / "a.mp4", 12, codec="mpeg4")
+    with pytest.raises(FoveateError, match="times of uniform-frames must be ascending"):
+        open_clip(path, sampler=Step(Backwards(), Budget(4)))
 
 
 def test_a_file_of_any_name_opens_no_other_file(tmp_path):

@@ -6,8 +6,10 @@ the keyframe before each of them and itself is decoded.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
+from numbers import Integral, Real
 from typing import Any, Literal
 
 import numpy as np
@@ -92,18 +94,20 @@ def open_clip(
 
     Raises:
         FoveateError: PyAV is not installed, there is no such file, it has no video that can be decoded, it is cut off
-            or too long, its frames are too large or have no times, or the sampler cannot choose.
+            or too long, its frames are too large or have no times, an argument is impossible, or the sampler cannot
+            choose.
     """
     if backend not in _SOURCES:
         raise FoveateError(f"backend must be one of {', '.join(_SOURCES)}, not {backend!r}.")
+    step = _step(sampler)
+    _check_rate(max_frames, fps)
     opened = _SOURCES[backend](source, limits)
     if limits.seconds is not None and opened.duration > limits.seconds:
         raise FoveateError(
             f"{opened.name} takes {opened.duration:.1f} s, and a clip may take {limits.seconds:g} s here; cut it."
         )
-    step = _step(sampler)
     if times is not None:
-        chosen = list(times)
+        chosen = _ascending(times, "times")
     elif step is not None:
         chosen = _chosen(opened, step, question)
     else:
@@ -124,13 +128,14 @@ def clip_of_frames(
 
     Args:
         frames: One (H, W, 3) array, uint8, RGB, for each frame, all of one size.
-        timestamps: (T,) ascending seconds of the frames; None: two frames per second.
+        timestamps: (T,) ascending seconds of the frames; None: two frames per second. Those of the clip count from the
+            first of them.
         sampler: Chooses some of them, as in `open_clip`; None: all.
         question: What is asked about the clip, for samplers that read it.
 
     Raises:
-        FoveateError: there is no frame, frames differ in size, the times do not fit, there are too many pixels, or the
-            sampler cannot choose.
+        FoveateError: there is no frame, frames are no such arrays or differ in size, the times do not fit, there are
+            too many pixels, or the sampler cannot choose.
     """
     given = GivenFrames(frames, timestamps, FRAMES_PER_SECOND)
     step = _step(sampler)
@@ -139,9 +144,44 @@ def clip_of_frames(
 
 
 def _step(sampler: Step[FrameSampler] | FrameSampler | None) -> Step[FrameSampler] | None:
-    return sampler if sampler is None or isinstance(sampler, Step) else Step(sampler)
+    if sampler is None:
+        return None
+    step = sampler if isinstance(sampler, Step) else Step(sampler)
+    if not isinstance(step.method, FrameSampler):
+        raise FoveateError(
+            "a sampler is a method that chooses frames, or its step in a plan, such as "
+            f"Plan.of('uniform-frames:8').frame_step, not {sampler!r}."
+        )
+    return step
+
+
+def _check_rate(max_frames: Any, fps: Any) -> None:
+    """Refuse numbers of frames of which no clip has any.
+
+    Raises:
+        FoveateError: as said.
+    """
+    if isinstance(max_frames, bool) or not isinstance(max_frames, Integral) or max_frames < 1:
+        raise FoveateError(f"max_frames is a whole number of frames from 1 on, not {max_frames!r}.")
+    if fps is not None and not (isinstance(fps, Real) and 0 < fps < math.inf):
+        raise FoveateError(f"fps is a number of frames per second above 0, or None, not {fps!r}.")
 
 
 def _chosen(source: FrameSource, step: Step[FrameSampler], question: str | None) -> list[float]:
     step.method.check_budget(step.budget)
-    return step.method.times(source, step.count(source.count), question)
+    return _ascending(step.method.times(source, step.count(source.count), question), f"times of {step.method.name}")
+
+
+def _ascending(times: Any, name: str) -> list[float]:
+    """Times of frames as a list; decoding goes forward, so that an earlier one behind a later one would be left out.
+
+    Raises:
+        FoveateError: there is none, or they are no seconds from 0 on that ascend.
+    """
+    try:
+        seconds = [float(time) for time in times]
+    except (TypeError, ValueError):  # no numbers
+        seconds = []
+    if not seconds or not all(0 <= time < math.inf for time in seconds) or seconds != sorted(seconds):
+        raise FoveateError(f"{name} must be ascending numbers of seconds from the first frame, at least one.")
+    return seconds

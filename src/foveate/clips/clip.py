@@ -15,8 +15,8 @@ from foveate.core.frames import FrameSampler, FrameSource
 #: Most pixels of all frames together, 0.5 GB of RGB.
 MAX_PIXELS = 180_000_000
 #: Frames lie on a raster of equal steps where their times differ from it by less than this part of a step: containers
-#: round times, Matroska to milliseconds.
-OFF_RASTER = 0.1
+#: round times, Matroska to milliseconds. And by less than so many seconds: steps of slides and screens are long.
+OFF_RASTER, OFF_SECONDS = 0.1, 0.01
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,8 @@ def read_clip(
         _check_pixels(len(frames), *frames.shape[1:3], name, limits)
     places = np.array(timestamps) * source.fps
     raster = np.rint(places)
-    indices = raster.astype(int) if np.abs(places - raster).max() < OFF_RASTER else places
+    even = np.abs(places - raster).max() < min(OFF_RASTER, OFF_SECONDS * source.fps)
+    indices = raster.astype(int) if even else places
     metadata = {
         "total_num_frames": source.count,
         "fps": source.fps,
@@ -134,6 +135,16 @@ def _check_pixels(count: int, height: int, width: int, name: str, limits: ClipLi
             f"{count} frames of {width} x {height} pixels are above the limit of {limits.pixels / 1e6:.3g} megapixels; "
             f"take fewer frames of {name}, or scale it down first."
         )
+
+
+def check_source(source: Any) -> None:
+    """Refuse a source of a clip that is no path and no bytes.
+
+    Raises:
+        FoveateError: as said.
+    """
+    if not isinstance(source, (str, os.PathLike, bytes)):
+        raise FoveateError(f"a clip is read from the path of a video file or its bytes, not {type(source).__name__}.")
 
 
 def shown(source: Any) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from PIL import Image
@@ -19,15 +19,26 @@ class GivenFrames:
         fps: frame rate where there are no timestamps.
 
     Raises:
-        FoveateError: there is no frame, frames differ in size, or there are not as many ascending times as frames.
+        FoveateError: there is no frame, frames are no such arrays or differ in size, or there are not as many ascending
+            times as frames.
     """
 
     backend = "frames"
     name = "the given frames"
 
-    def __init__(self, frames: Sequence[np.ndarray], timestamps: Sequence[float] | None, fps: float) -> None:
-        if not len(frames):
+    def __init__(self, frames: Iterable[np.ndarray], timestamps: Iterable[float] | None, fps: float) -> None:
+        if not isinstance(frames, Iterable):
+            raise FoveateError(f"frames are a list of images, not {type(frames).__name__}.")
+        frames = list(frames)
+        if not frames:
             raise FoveateError("there are no frames to ask about; give at least one.")
+        for number, frame in enumerate(frames):
+            if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+                what = f"{frame.dtype} {frame.shape}" if isinstance(frame, np.ndarray) else type(frame).__name__
+                raise FoveateError(
+                    f"frames of a clip are arrays (height, width, 3) of uint8, in RGB, and frame {number} is {what}; "
+                    "foveate.images.open_image reads other forms."
+                )
         sizes = {frame.shape[:2] for frame in frames}
         if len(sizes) > 1:
             listed = ", ".join(f"{width} x {height}" for height, width in sorted(sizes)[:3])
@@ -36,7 +47,10 @@ class GivenFrames:
         if timestamps is None:
             times = np.arange(len(frames)) / fps
         else:
-            times = np.asarray(timestamps, dtype=np.float64)
+            try:
+                times = np.array([float(time) for time in timestamps])
+            except (TypeError, ValueError):  # no numbers
+                times = np.empty(0)
             if times.shape != (len(frames),) or not np.isfinite(times).all() or (np.diff(times) <= 0).any():
                 raise FoveateError(
                     f"timestamps must be {len(frames)} ascending numbers of seconds, one for each frame."

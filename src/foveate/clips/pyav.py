@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from foveate.clips.clip import ClipLimits, shown
+from foveate.clips.clip import ClipLimits, check_source, shown
 from foveate.core.errors import FoveateError
 
 #: Containers whose keyframes are looked up, as FFmpeg names them: they hold an index, or every packet has its time.
@@ -38,8 +38,9 @@ class PyAVSource:
         limits: of one frame, checked before decoding, and of the time that reading takes from now on.
 
     Raises:
-        FoveateError: PyAV is not installed, there is no such file, it is not a video file or has no frames, its frames
-            are too large or have no times, it is cut off, or reading it takes too long.
+        FoveateError: PyAV is not installed, the source is no path and no bytes, there is no such file, it is not a
+            video file or has no frames, its frames are too large or have no times, it is cut off, or reading it takes
+            too long.
     """
 
     backend = "pyav"
@@ -49,6 +50,7 @@ class PyAVSource:
             import av
         except ImportError as error:
             raise FoveateError("clips need PyAV, which is not installed: pip install 'foveate[video]'.") from error
+        check_source(source)
         self._av: Any = av
         self._source, self._limits = source, limits
         self._until = math.inf if limits.decode_seconds is None else time.monotonic() + limits.decode_seconds
@@ -107,19 +109,22 @@ class PyAVSource:
 
     def _extent(self, container: Any, stream: Any) -> tuple[float, float]:
         """Return the time of the first frame and the end of the last one, in seconds of the file."""
-        announced = float(stream.duration * stream.time_base) if stream.duration else (container.duration or 0) / 1e6
         first = next(iter(self._decoded(container, stream)), None)
         if first is None:
             raise FoveateError(f"{self.name} has no frames that can be decoded.")
+        if stream.duration:
+            announced, origin = float(stream.duration * stream.time_base), first.time
+        else:  # Matroska states the length of its time axis, on which video may begin late
+            announced, origin = (container.duration or 0) / 1e6, min(first.time, 0.0)
         end = last = 0.0
         if announced:  # reads what follows the last keyframe
-            end, last = self._ends(container, stream, first.time + announced)
-        if not end or self._is_cut(announced, last - first.time):  # reads the whole file, without decoding
+            end, last = self._ends(container, stream, origin + announced)
+        if not end or self._is_cut(announced, last - origin):  # reads the whole file, without decoding
             end, last = self._ends(container, stream, first.time)
-        if self._is_cut(announced, last - first.time):
+        if self._is_cut(announced, last - origin):
             raise FoveateError(
                 f"{self.name} is cut off: its header says {announced:.1f} s, and its data end after "
-                f"{last - first.time:.1f} s; get the whole file, or convert what is there."
+                f"{last - origin:.1f} s; get the whole file, or convert what is there."
             )
         return first.time, max(end, first.time + 1e-3)
 

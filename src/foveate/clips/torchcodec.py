@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from foveate.clips.clip import ClipLimits, shown
+from foveate.clips.clip import ClipLimits, check_source, shown
 from foveate.clips.given import scaled
 from foveate.core.errors import FoveateError
 
@@ -29,8 +29,8 @@ class TorchCodecSource:
         limits: of one frame, checked before decoding. The time of decoding is not limited.
 
     Raises:
-        FoveateError: TorchCodec is not installed, there is no such file, it has no video or no frames, or its frames
-            are too large.
+        FoveateError: TorchCodec is not installed, the source is no path and no bytes, there is no such file, it has no
+            video or no frames, or its frames are too large.
     """
 
     backend = "torchcodec"
@@ -40,6 +40,7 @@ class TorchCodecSource:
             decoders: Any = importlib.import_module("torchcodec.decoders")
         except (ImportError, RuntimeError, OSError) as error:  # the two others: it finds no FFmpeg
             raise FoveateError("this reader of clips is not installed: pip install torchcodec, and FFmpeg.") from error
+        check_source(source)
         self.name = shown(source)
         if not isinstance(source, bytes) and not Path(source).is_file():
             raise FoveateError(f"no video file at {self.name}.")
