@@ -1,5 +1,6 @@
 """`ask` about a clip: models with video read its frames, others refuse it, and nothing is left out silently."""
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,14 @@ from transformers.video_utils import VideoMetadata
 
 from foveate import FoveateError, compress
 from foveate.answering import ask
+from foveate.answering.conversations import inputs_of_batch, messages_of
 from foveate.clips import VideoFile, clip_of_frames, open_clip
 from foveate.loading import load
 from foveate.methods.frames.uniform_frames import UniformFrames
 from foveate.processors import NoClips
 from foveate.visualization.answer import draw_answer
+from tests.streaming.small_streams import clip as stream_clip
+from tests.streaming.small_streams import small
 from tests.tiny_model import noise, save_qwen
 from tests.video_files import save_clip
 
@@ -90,6 +94,46 @@ def test_a_plan_chooses_frames(qwen, clip):
         draw_answer(answer, clip_of_frames([np.asarray(frames[0])]))
 
 
+def test_a_single_frame_is_read_by_models_that_read_pairs():
+    """Processors of Qwen3-VL refuse fewer frames than a temporal patch has: `scene` often chooses one."""
+    pair, frames = small("qwen3-vl"), stream_clip(1)
+    answer = ask(frames=frames, question="What?", model=pair, plan="scene + evs:50%", max_new_tokens=4)
+    twice = ask(frames=[*frames, *frames], question="What?", model=pair, plan="evs:50%", max_new_tokens=4)
+    assert answer.frames == 1 and (answer.tokens.full, answer.tokens.read) == (6, 3)
+    one, two = (
+        inputs_of_batch(*pair, [messages_of([clip_of_frames([*shown], times)], "What?")])
+        for shown, times in ((frames, [0]), ([*frames, *frames], [0, 1e-3]))
+    )
+    assert all(torch.equal(one[name], two[name]) for name in one) and answer.text == twice.text
+
+
+def test_a_clip_stays_as_it_was():
+    """The processor of Qwen3-VL appends to the indices that it is given where their number is odd."""
+    clip = clip_of_frames([*stream_clip(3)])
+    ask(clip, "What?", small("qwen3-vl"), max_new_tokens=1)
+    assert clip.metadata["frames_indices"] == [0, 1, 2] and clip.frames.shape[0] == len(clip.timestamps) == 3
+
+
+def test_clips_that_a_processor_cannot_take_together():
+    """Those of LLaVA-OneVision are stacked; in a file of questions each is then asked about alone."""
+    pair = small("llava-onevision")
+    asked = [messages_of([clip_of_frames([*stream_clip(count)])], "What?") for count in (2, 3)]
+    with pytest.raises(FoveateError, match=r"not of 2 frames of 24 x 16, 3 frames of 24 x 16; ask about one at a time"):
+        inputs_of_batch(*pair, asked)
+    assert len(inputs_of_batch(*pair, asked[:1] * 2)["pixel_values_videos"]) == 2
+    assert len(inputs_of_batch(*small("qwen2-vl"), asked)["video_grid_thw"]) == 2
+
+
+def test_times_keep_their_precision_in_half_precision():
+    """Positions of Qwen2.5-VL are products of seconds, which bfloat16 rounds to 8 bits."""
+    model, processor = small("qwen2.5-vl")
+    conversation = messages_of([clip_of_frames([*stream_clip(12)], [37.3 * number for number in range(12)])], "What?")
+    half = inputs_of_batch(copy.deepcopy(model).bfloat16(), processor, [conversation])
+    full = inputs_of_batch(model, processor, [conversation])
+    assert half["pixel_values_videos"].dtype == torch.bfloat16
+    assert torch.equal(half["second_per_grid_ts"], full["second_per_grid_ts"])
+
+
 def test_images_of_that_model(qwen):
     answer = ask([noise(32, 16), noise(16, 32, 1)], "?", qwen, max_new_tokens=2)
     assert answer.frames is None and answer.tokens.read == 16
@@ -111,6 +155,8 @@ def test_what_cannot_be_done_is_one_sentence(qwen, pair, llava, clip, monkeypatc
         ({"timestamps": [1.0]}, "timestamps are those of frames"),
         ({"frames": str(clip)}, "frames are a list of images; give the path of a video file as the image"),
         ({"frames": []}, "there are no frames to ask about"),
+        ({"frames": 3}, "frames are a list of images, not int"),
+        ({"frames": [noise(8, 8)], "timestamps": ["now"]}, "1 ascending numbers of seconds"),
         ({"frames": [noise(8, 8), noise(8, 16)]}, "frames of a clip have one size"),
         ({"frames": [noise(8, 8)] * 2, "timestamps": [1.0]}, "2 ascending numbers of seconds"),
         ({}, "there is no image to ask about"),

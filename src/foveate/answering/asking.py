@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,6 +29,7 @@ from foveate.answering.acquisition import (
 from foveate.answering.answer import Answer, Tokens
 from foveate.answering.conversations import (
     check_length,
+    check_new_tokens,
     greedy,
     inputs_of_batch,
     messages_of,
@@ -90,7 +91,8 @@ def ask(
             attached to the model or saved with it, if any.
         budget: of a plan of one step that has none, as `foveate.compress` takes it.
         frames: in place of `image`: the frames of a clip, images of one size in any form that `open_image` reads.
-        timestamps: ``(T,)`` ascending seconds of `frames`; None: two frames per second.
+        timestamps: ``(T,)`` ascending seconds of `frames`; None: two frames per second. The model reads them, as those
+            of a file, from the first frame on.
         max_new_tokens: maximum number of tokens of the answer.
         stream: callback for each piece of the answer's text.
         keep_pooling: also compute pooling maps of the content-adaptive stages, for a figure of one image; the image is
@@ -114,8 +116,7 @@ def ask(
         if not isinstance(system, str) or not system.strip():
             raise FoveateError("the system prompt is empty; leave it out, or write how to answer.")
         check_text(system, "the system prompt")
-    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-        raise FoveateError(f"max_new_tokens must be a positive integer, got {max_new_tokens!r}.")
+    check_new_tokens(max_new_tokens)
 
     # Images are opened before the model is loaded, so that errors in them are reported at once. Fetching is no part of
     # the account: it is not the model's time.
@@ -305,6 +306,8 @@ def sources_of(image: Any, frames: Sequence[Any] | None = None, timestamps: Sequ
         raise FoveateError("give an image or a clip, or frames=[...], not both.")
     if isinstance(frames, (str, bytes, os.PathLike)):
         raise FoveateError("frames are a list of images; give the path of a video file as the image.")
+    if not isinstance(frames, Iterable):
+        raise FoveateError(f"frames are a list of images, not {type(frames).__name__}.")
     return list(frames)
 
 

@@ -8,6 +8,7 @@ import reprlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jinja2 import TemplateError
 from transformers.video_utils import VideoMetadata
@@ -18,6 +19,9 @@ from foveate.images import open_image, open_written
 from foveate.models.llava_video import FoveateLlavaVideoProcessor
 from foveate.processors import NoClips
 from foveate.runtime import handle_of
+
+#: Inputs in seconds, which keep their precision where pixels get that of the model: bfloat16 has 8 bits.
+_SECONDS = ("second_per_grid_ts", "video_timestamps")
 
 
 @torch.inference_mode()
@@ -46,11 +50,13 @@ def answer_batch(
             possible.
     """
     limits = [max_new_tokens] * len(conversations) if isinstance(max_new_tokens, int) else [*max_new_tokens]
-    if len(limits) != len(conversations) or any(isinstance(limit, bool) or limit < 1 for limit in limits):
+    if len(limits) != len(conversations):
         raise FoveateError(
             f"max_new_tokens must be a positive integer, or one for each of {len(conversations)} conversations, got "
             f"{max_new_tokens!r}."
         )
+    for limit in limits:
+        check_new_tokens(limit)
     inputs = inputs_of_batch(model, processor, conversations)
     check_length(model, inputs["input_ids"].shape[1], max(limits))
     output = model.generate(**inputs, generation_config=greedy(model, max(limits)))
@@ -85,7 +91,11 @@ def messages_of(visuals: Sequence[Any], question: str, system: str | None = None
 
 
 def inputs_of_batch(model: Any, processor: Any, conversations: Sequence[Sequence[dict[str, Any]]]) -> Any:
-    """Prepare left-padded model inputs for the next answer of each conversation; see `answer_batch`."""
+    """Prepare left-padded model inputs for the next answer of each conversation; see `answer_batch`.
+
+    Raises:
+        FoveateError: a model or its processor cannot take these images and clips, or not in one call.
+    """
     if not conversations:
         raise FoveateError("there is no conversation to answer.")
     plain = [_with_visuals(plain_messages(messages, processor)) for messages in conversations]
@@ -95,12 +105,14 @@ def inputs_of_batch(model: Any, processor: Any, conversations: Sequence[Sequence
     if clips:
         check_clips(model, processor)
         # The frames are those of the clip: a processor that takes some of them again would not know of which times.
-        options |= {"videos": [clip.frames for clip in clips]}
         if isinstance(processor, FoveateLlavaVideoProcessor):
             options["video_timestamps"] = [clip.timestamps for clip in clips]
         else:
-            metadata = [VideoMetadata(**clip.metadata) for clip in clips]
+            clips = [_at_least(clip, getattr(processor.video_processor, "temporal_patch_size", 1)) for clip in clips]
+            # Copies: the processor of Qwen3-VL appends to the list of indices.
+            metadata = [VideoMetadata(**copy.deepcopy(clip.metadata)) for clip in clips]
             options |= {"video_metadata": metadata, "do_sample_frames": False}
+        options["videos"] = [clip.frames for clip in clips]
     if isinstance(processor, FoveateLlavaVideoProcessor):
         options["instructions"] = [_last_question(messages) for messages in plain]
     prompts = [prompt_of(processor, messages) for messages in plain]
@@ -108,7 +120,26 @@ def inputs_of_batch(model: Any, processor: Any, conversations: Sequence[Sequence
     if bos and all(prompt.startswith(bos) for prompt in prompts):  # as in `apply_chat_template`: one is enough
         options["add_special_tokens"] = False
     options |= {"text": prompts, "return_tensors": "pt", "padding": True, "padding_side": "left"}
-    return processed(processor, **options).to(model.device, dtype=model.dtype)
+    try:
+        inputs = processed(processor, **options)
+    except FoveateError as error:
+        shapes = sorted({clip.frames.shape[:3] for clip in clips})
+        if len(shapes) < 2:
+            raise
+        listed = ", ".join(f"{frames} frames of {width} x {height}" for frames, height, width in shapes[:3])
+        raise FoveateError(
+            f"the processor of this model takes clips of one length and size together, not of {listed}; ask about one "
+            "at a time."
+        ) from error
+    if clips and any(images) and not bool((inputs["input_ids"] == model.config.video_token_id).any()):
+        raise FoveateError(
+            "this model reads frames of clips in the place of images (GLM-4V), and takes images or clips in one call; "
+            "ask about one at a time."
+        )
+    seconds = {name: inputs[name].to(model.device) for name in _SECONDS if torch.is_tensor(inputs.get(name))}
+    inputs = inputs.to(model.device, dtype=model.dtype)
+    inputs.update(seconds)
+    return inputs
 
 
 def processed(processor: Any, **options: Any) -> Any:
@@ -124,6 +155,22 @@ def processed(processor: Any, **options: Any) -> Any:
     except ValueError as error:
         reason = next(iter(str(error).splitlines()), "it does not say why")[:300].rstrip(". ")
         raise FoveateError(f"the processor of this model refuses the images or the text: {reason}.") from error
+
+
+def _at_least(clip: Clip, count: int) -> Clip:
+    """A clip of `count` frames or more: the last one stands for those that the temporal patch of a model lacks.
+
+    Processors do the same with a longer clip of odd length, but those of Qwen3-VL and GLM-4V refuse a single frame.
+    """
+    missing = count - len(clip.frames)
+    if missing <= 0:
+        return clip
+    indices, times = clip.metadata["frames_indices"], clip.timestamps
+    return Clip(
+        np.concatenate([clip.frames, clip.frames[-1:].repeat(missing, axis=0)]),
+        (*times, *times[-1:] * missing),
+        {**clip.metadata, "frames_indices": [*indices, *indices[-1:] * missing]},
+    )
 
 
 def check_clips(model: Any, processor: Any) -> None:
@@ -234,6 +281,12 @@ def as_plain_text(text: str, tokenizer: Any) -> str:
         for token in present:
             text = text.replace(token, f"{token[0]} {token[1:]}")
     return text
+
+
+def check_new_tokens(max_new_tokens: Any) -> None:
+    """Raise FoveateError if an answer cannot have so many tokens."""
+    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+        raise FoveateError(f"max_new_tokens must be a positive integer, got {max_new_tokens!r}.")
 
 
 def check_length(net: Any, length: int, max_new_tokens: int) -> None:
