@@ -36,7 +36,7 @@ def main() -> None:
         for time, frame in frames_of(options.file, options.fps):
             session.feed(frame, time=time)
             if time >= due:
-                due += options.every
+                due = options.every * (time // options.every + 1)
                 print(f"{time:.1f} s: {session.ask(options.question, max_new_tokens=options.max_new_tokens)}")
         print(f"{time:.1f} s: {session.ask(options.question, max_new_tokens=options.max_new_tokens)}")
         print(f"{session.num_frames} frames read, {session.cached_tokens} tokens cached")

@@ -64,8 +64,18 @@ def test_the_command(model: str, clip: str, capsys: pytest.CaptureFixture[str]) 
     assert report["frames"] == 12 and len({answer["cached_tokens"] for answer in report["answers"][1:]}) == 1
     assert main([*line, "--every", "4", "--max-new-tokens", "2"]) == 0
     assert [text.split()[0] for text in capsys.readouterr().out.splitlines() if " s " in text][:1] == ["4.0"]
+    for every in ("0", "-1", "nan"):
+        assert main([*line, "--every", every]) == 2
+        assert "--every is a number of seconds above 0" in capsys.readouterr().err
     assert main([*line, "--policy", "window"]) == 2
     assert "is no policy" in capsys.readouterr().err
+
+
+def test_answers_do_not_catch_up_after_a_gap(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(save_clip(tmp_path / "a.mp4", 8, 25, times=[0, 1, 2, 21, 22, 23, 24, 25], codec="mpeg4"))
+    line = ["stream", path, "What?", "--model", model, "--every", "5", "--fps", "1", "--max-new-tokens", "1", "--json"]
+    assert main(line) == 0
+    assert [answer["time"] for answer in json.loads(capsys.readouterr().out)["answers"]] == [21.0, 25.0]
 
 
 def test_the_example(

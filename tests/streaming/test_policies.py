@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -98,6 +101,40 @@ def test_a_window_over_the_whole_stream_changes_nothing(name: str) -> None:
         assert torch.equal(session.logits(QUESTION), everything.logits(QUESTION))
 
 
+@dataclass(frozen=True)
+class Array(CachePolicy):
+    """The newest steps, decided with arrays of a library."""
+
+    library: Any
+
+    def keep(self, steps: Sequence[CachedStep]) -> Sequence[bool | Tensor]:
+        return self.library.arange(len(steps)) >= len(steps) - 3
+
+
+@pytest.mark.parametrize("library", [np, torch])
+def test_decisions_of_arrays(library: Any) -> None:
+    thinned = TokenThinning("uniform:1", recent=1, steps=Array(library))
+    with fed("llava-onevision", 6, policy=Array(library)) as session:
+        assert numbers(session) == [3, 4, 5]
+    with fed("llava-onevision", 6, policy=thinned) as session:
+        assert [step.count for step in session.cached_steps] == [1, 1, 4]
+
+
+def test_a_frame_is_read_where_the_policy_fails() -> None:
+    """Everything stays cached then, and the next frame comes after it."""
+    model, processor = small("llava-onevision")
+    frames = clip(3)
+    with foveate.stream(model, processor) as whole, foveate.stream(model, processor, policy=Decides([])) as session:
+        for number, frame in enumerate(frames):
+            whole.feed(frame, time=number)
+            with pytest.raises(FoveateError, match="decided on 0 steps"):
+                session.feed(frame, time=number)
+            with pytest.raises(FoveateError, match="frames come in the order of time"):
+                session.feed(frame, time=number)
+        assert session.num_frames == 3 and numbers(session) == [0, 1, 2]
+        assert torch.equal(session.logits(QUESTION), whole.logits(QUESTION))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_questions_leave_the_cache_as_it_was(name: str) -> None:
     with fed(name, 5, policy=SlidingWindow(2)) as session, fed(name, 5, policy=SlidingWindow(2)) as silent:
@@ -126,6 +163,13 @@ def test_a_plan_selects_as_in_a_whole_clip(name: str) -> None:
     with foveate.compress(model, plan), torch.inference_mode():
         expected = model(**inputs(model, processor, frames, QUESTION)).logits[0, -1]
     torch.testing.assert_close(short, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_plan_that_keeps_all_tokens_changes_nothing(name: str) -> None:
+    """Also the token that ends a clip stays, in LLaVA-OneVision."""
+    with fed(name, 5) as everything, fed(name, 5, plan="divprune:100%") as session:
+        assert torch.equal(session.logits(QUESTION), everything.logits(QUESTION))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -212,11 +256,14 @@ def test_a_stream_goes_on_when_positions_are_used_up(name: str) -> None:
             feed_all(growing, 40)
 
 
-class Wrong(CachePolicy):
-    """A policy that decides on too few steps."""
+@dataclass(frozen=True)
+class Decides(CachePolicy):
+    """A policy that always decides the same."""
+
+    decision: Any
 
     def keep(self, steps: Sequence[CachedStep]) -> Sequence[bool | Tensor]:
-        return []
+        return self.decision
 
 
 @pytest.mark.parametrize(
@@ -229,7 +276,12 @@ class Wrong(CachePolicy):
         (lambda: TokenThinning("prumerge"), "needs a budget of tokens per step"),
         (lambda: TokenThinning("divprune:4", steps=3), "steps is a policy"),  # ty: ignore[invalid-argument-type]
         (lambda: fed("qwen2-vl", 6, policy=TokenThinning("pool:1", recent=1)), "pool merges tokens"),
-        (lambda: fed("qwen2-vl", 2, policy=Wrong()), "decided on 0 steps, and 1 are cached"),
+        (lambda: fed("qwen2-vl", 2, policy=Decides([])), "decided on 0 steps, and 1 are cached"),
+        (lambda: fed("qwen2-vl", 2, policy=Decides(None)), "Decides decides on every cached step, and gave NoneType"),
+        (lambda: fed("qwen2-vl", 2, policy=Decides([1])), "Decides decides True, False or the indices of tokens"),
+        (lambda: fed("qwen2-vl", 2, policy=Decides([[0, 1]])), "indices of tokens as a tensor, not"),
+        (lambda: fed("qwen2-vl", 2, policy=Decides([torch.tensor(1)])), "indices of tokens as a tensor, not"),
+        (lambda: fed("qwen2-vl", 2, policy=TokenThinning("uniform:1", steps=Decides([]))), "decided on 0 steps"),
     ],
 )
 def test_wrong_policies(make: object, message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any
 
 import typer
@@ -17,6 +18,7 @@ from foveate.commands.options import (
     loading_options,
 )
 from foveate.console import console, print_json
+from foveate.core.errors import FoveateError
 
 EXAMPLES = """
     foveate stream clip.mp4 "What happens?" --model Qwen/Qwen3-VL-8B-Instruct --every 10 --policy window:64
@@ -45,7 +47,7 @@ def stream(
         bool, typer.Option("--reuse", help="Reuse features of static tokens between frames (STC-Cacher).")
     ] = False,
     fps: Annotated[float, typer.Option(help="Frames per second that are read.")] = 2.0,
-    every: Annotated[float, typer.Option(help="Seconds of the clip between answers.")] = 10.0,
+    every: Annotated[float, typer.Option(help="Seconds of the clip between answers, above 0.")] = 10.0,
     system: Annotated[str | None, typer.Option(help="System prompt.", show_default=False)] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of tokens of an answer.")] = 128,
     dtype: Dtype = "auto",
@@ -64,6 +66,8 @@ def stream(
     import foveate
     from foveate.streaming import STCCacher, frames_of, parse_policy
 
+    if not 0 < every < math.inf:
+        raise FoveateError(f"--every is a number of seconds above 0, not {every:g}.")
     chosen = parse_policy(policy)
     frames = frames_of(file, fps)
     first = next(frames)  # a file that cannot be read ends before the model is loaded
@@ -85,7 +89,7 @@ def stream(
         for time, frame in frames:
             session.feed(frame, time=time)
             if time >= due:
-                due += every
+                due = every * (time // every + 1)  # frames may be further apart than answers
                 answer(time)
         if not answers or answers[-1]["time"] < time:
             answer(time)

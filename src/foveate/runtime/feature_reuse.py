@@ -63,10 +63,14 @@ class FeatureReuse(NotCopyable):
     Args:
         model: The model.
         method: Which tokens are computed.
+        streams_only: Encode clips in full but for those within `continuing`, so that other calls of a model on which a
+            stream is open are as without it.
     """
 
-    def __init__(self, model: Any, method: STCCacher) -> None:
-        self.method = method
+    def __init__(self, model: Any, method: STCCacher, streams_only: bool = False) -> None:
+        if not isinstance(method, STCCacher):
+            raise FoveateError(f"features are reused by STCCacher(), not by {method!r}.")
+        self.method, self._streams_only = method, streams_only
         self.family: Family = family_of(model)
         self._core: Any = self.family.core(model)
         if not hasattr(self._core, "get_video_features"):
@@ -109,9 +113,11 @@ class FeatureReuse(NotCopyable):
         self.restore()
 
     def _encode(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        history = getattr(self._local, "history", None)
+        if history is None and self._streams_only:
+            return original(*args, **kwargs)
         names = ("pixel_values_videos", "video_grid_thw")
         counts = _frame_counts({**dict(zip(names, args, strict=False)), **kwargs})
-        history = getattr(self._local, "history", None)
         if history is not None and len(counts) > 1:
             raise FoveateError(f"a stream is one clip, and {len(counts)} are encoded at once.")
         call = self._local.call = self._schedule(counts, FrameHistory() if history is None else history)

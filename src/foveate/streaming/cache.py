@@ -116,10 +116,8 @@ class StreamCache:
             keep: For every segment True, False, or (k,) int64 ascending, the visual tokens that stay.
 
         Raises:
-            FoveateError: there are not as many, or indices are no selection.
+            FoveateError: indices are no selection.
         """
-        if len(keep) != len(self.segments):
-            raise FoveateError(f"the policy decided on {len(keep)} steps, and {len(self.segments)} are cached.")
         if all(part is True for part in keep):
             return
         entries = [torch.arange(len(self.prefix_ids))]

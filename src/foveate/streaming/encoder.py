@@ -114,13 +114,13 @@ class StepEncoder:
 
     @property
     def drops_separator(self) -> bool:
-        """Whether the plan drops the token that ends a clip, as it does in a whole clip."""
+        """Whether the plan, where it selects, drops the token that ends a clip, as it does in a whole clip."""
         return any(not step.method.sees_separators for step in self.plan.steps if isinstance(step.method, PreLLMMethod))
 
     def attach(self, patches: Patches) -> None:
         """Install the probes and the reuse of features, until `patches` are undone."""
         if self._reuse_method is not None:
-            self._reuse = FeatureReuse(self.core, self._reuse_method)
+            self._reuse = FeatureReuse(self.core, self._reuse_method, streams_only=True)
             patches.callback(self._reuse.restore)
         self._probe.attach(patches)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
+from numbers import Real
 
 import numpy as np
 
@@ -26,7 +27,7 @@ def frames_of(path: str | os.PathLike[str], fps: float = 2.0) -> Iterator[tuple[
     Raises:
         FoveateError: PyAV is not installed, there is no such file, it cannot be decoded, or fps is not above 0.
     """
-    if not fps > 0 or not math.isfinite(fps):
+    if not (isinstance(fps, Real) and 0 < fps < math.inf):
         raise FoveateError(f"fps is a number of frames per second above 0, not {fps!r}.")
     source = PyAVSource(path, NO_LIMITS)
     last = math.ceil(source.duration * fps - 1e-6)

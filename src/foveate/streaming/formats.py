@@ -33,6 +33,7 @@ class Cursor:
         steps: Steps so far.
         origin: Time of the first step, in seconds.
         cut: Positions that were taken out of the clip's time axis, where that has positions of its own.
+        selected: Whether a plan has left out tokens of a step.
     """
 
     clip: int
@@ -40,6 +41,7 @@ class Cursor:
     steps: int = 0
     origin: float = 0.0
     cut: int = 0
+    selected: bool = False
 
 
 @dataclass(frozen=True)

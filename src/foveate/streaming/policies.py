@@ -7,10 +7,12 @@ successors).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from foveate.core.errors import FoveateError
@@ -193,7 +195,7 @@ class TokenThinning(CachePolicy):
 
     def keep(self, steps: Sequence[CachedStep]) -> Sequence[bool | Tensor]:
         """See `CachePolicy.keep`."""
-        kept = list(self.steps.keep(steps))
+        kept = decisions(self.steps, steps)
         for place, step in enumerate(steps[: -self.recent]):
             count = self.step.count(step.read)
             if kept[place] is not True or step.tokens is None or count is None or step.count <= count:
@@ -206,6 +208,28 @@ class TokenThinning(CachePolicy):
                 )
             kept[place] = selection.indices
         return kept
+
+
+def decisions(policy: CachePolicy, steps: Sequence[CachedStep]) -> list[bool | Tensor]:
+    """What a policy decides about the cached steps, see `CachePolicy.keep`; one boolean or tensor for every step.
+
+    Raises:
+        FoveateError: there are not as many, or one is something else.
+    """
+    kept: Any = policy.keep(steps)
+    if not isinstance(kept, Iterable):
+        raise FoveateError(f"{type(policy).__name__} decides on every cached step, and gave {type(kept).__name__}.")
+    parts = list(kept)
+    if len(parts) != len(steps):
+        raise FoveateError(f"the policy decided on {len(parts)} steps, and {len(steps)} are cached.")
+    for place, part in enumerate(parts):
+        if isinstance(part, np.bool_) or (isinstance(part, Tensor) and part.ndim == 0 and part.dtype == torch.bool):
+            parts[place] = bool(part)
+        elif not isinstance(part, bool) and not (isinstance(part, Tensor) and part.ndim):
+            raise FoveateError(
+                f"{type(policy).__name__} decides True, False or the indices of tokens as a tensor, not {part!r}."
+            )
+    return parts
 
 
 _BY_NAME: dict[str, tuple[type[CachePolicy], int]] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,15 @@ import torch
 from torch import Tensor
 
 from foveate import compat
-from foveate.answering.conversations import check_clips, greedy, plain_messages, prompt_of, tokenizer_of
-from foveate.core.errors import FoveateError
+from foveate.answering.conversations import (
+    check_clips,
+    check_new_tokens,
+    greedy,
+    plain_messages,
+    prompt_of,
+    tokenizer_of,
+)
+from foveate.core.errors import FoveateError, check_text
 from foveate.core.plan import Plan
 from foveate.families import family_of
 from foveate.images import open_image
@@ -23,7 +31,7 @@ from foveate.streaming.cache import CachedSegment, StreamCache
 from foveate.streaming.encoder import EncoderState, StepEncoder
 from foveate.streaming.formats import Cursor, format_of
 from foveate.streaming.language_model import LanguageModel
-from foveate.streaming.policies import CachedStep, CachePolicy, KeepAll
+from foveate.streaming.policies import CachedStep, CachePolicy, KeepAll, decisions
 
 
 def stream(
@@ -101,8 +109,16 @@ class Stream(NotCopyable):
         self.plan = Plan(()) if plan is None else Plan.of(plan)
         if not isinstance(policy, CachePolicy):
             raise FoveateError(f"policy is an object such as SlidingWindow(64), not {policy!r}.")
-        if not fps > 0 or not math.isfinite(fps):
+        if not (isinstance(fps, Real) and 0 < fps < math.inf):
             raise FoveateError(f"fps is a number of frames per second above 0, not {fps!r}.")
+        if system is not None:
+            if not isinstance(system, str) or not system.strip():
+                raise FoveateError("the system prompt is empty; leave it out, or write how to answer.")
+            check_text(system, "the system prompt")
+        if max_positions is not None and (
+            isinstance(max_positions, bool) or not isinstance(max_positions, Integral) or max_positions < 1
+        ):
+            raise FoveateError(f"max_positions is a number of positions above 0, not {max_positions!r}.")
         family = family_of(model)
         core: Any = family.core(model)
         self._format = format_of(family, core, processor)
@@ -115,8 +131,6 @@ class Stream(NotCopyable):
         self._fps, self._system = fps, system
         longest = getattr(text.config, "max_position_embeddings", None)
         self._limit = longest if max_positions is None else max_positions
-        if self._limit is not None and self._limit < 1:
-            raise FoveateError(f"max_positions is a number of positions above 0, not {max_positions!r}.")
         self._encoder = StepEncoder(family, core, self.plan, policy, reuse)
         self._state = EncoderState()
         self._pending: list[np.ndarray] = []
@@ -146,7 +160,8 @@ class Stream(NotCopyable):
 
         Raises:
             FoveateError: the session is closed; the frame cannot be read or has another size; its time is not a finite
-                number after that of the frame before; or the stream has used all positions and evicted none.
+                number after that of the frame before; the stream has used all positions and evicted none; a plan was
+                attached to the model meanwhile; or the policy gives no decision, where the frame is read and all stays.
         """
         self._check_open()
         pixels = np.asarray(open_image(frame).convert("RGB"))
@@ -158,7 +173,10 @@ class Stream(NotCopyable):
             )
         if time is None:
             time = 0.0 if self._last is None else self._last + 1 / self._fps
-        time = float(time)
+        try:
+            time = float(time)
+        except (TypeError, ValueError):
+            raise FoveateError(f"the time of a frame is a number of seconds from 0 on, not {time!r}.") from None
         if not math.isfinite(time) or time < 0:
             raise FoveateError(f"the time of a frame is a number of seconds from 0 on, not {time}.")
         if self._last is not None and time <= self._last:
@@ -172,11 +190,12 @@ class Stream(NotCopyable):
             self._state = state
             self._pending, self._pending_times = [], []
             self._steps += 1
-            self._evict()
         else:
             self._pending.append(pixels)
             self._pending_times.append(time)
         self._size, self._last, self._frames = pixels.shape[:2], time, self._frames + 1
+        if not self._pending:  # the frame was read, also where the policy ends in an error
+            self._cache.evict(decisions(self.policy, self.cached_steps))
 
     @torch.inference_mode()
     def ask(self, question: str, *, max_new_tokens: int = 128) -> str:
@@ -190,9 +209,10 @@ class Stream(NotCopyable):
             The answer, stripped of white space. The cache of the stream stays as it was.
 
         Raises:
-            FoveateError: the session is closed, no frame was fed, the question is empty, or the answer would not fit
-                the positions of the model.
+            FoveateError: the session is closed, no frame was fed, the question is empty, the number of tokens is none,
+                the answer would not fit the positions of the model, or a plan was attached to it meanwhile.
         """
+        check_new_tokens(max_new_tokens)
         cache, cursor, ids = self._question(question, max_new_tokens)
         known = cache.ids.to(self.model.device)
         prompt = torch.cat([known, ids])[None]
@@ -267,6 +287,11 @@ class Stream(NotCopyable):
     def _check_open(self) -> None:
         if self._closed:
             raise FoveateError("this stream is closed; open another one.")
+        handle = handle_of(self.model)
+        if handle is not None:
+            raise FoveateError(
+                f"the plan '{handle.plan}' was attached to this model while its stream is open; restore it first."
+            )
         if self._cache.length != int(self._cache.layers_cache.get_seq_length()):
             raise FoveateError("a pass of this stream was interrupted, and its cache is not known; open another one.")
 
@@ -298,6 +323,7 @@ class Stream(NotCopyable):
         self._check_open()
         if not isinstance(question, str) or not question.strip():
             raise FoveateError("the question is empty; ask something about the stream.")
+        check_text(question, "the question")
         if not self._frames:
             raise FoveateError("no frame was fed yet; feed one before asking.")
         before, after = self._prompt(question)
@@ -310,7 +336,8 @@ class Stream(NotCopyable):
             frames = [*self._pending, *[self._pending[-1]] * missing]
             times = [*self._pending_times, *[self._pending_times[-1]] * missing]
             self._read_step(cache, cursor, self._state.fork(), frames, times)
-        separator = None if self._encoder.drops_separator else self._format.separator()
+        dropped = cursor.selected and self._encoder.drops_separator
+        separator = None if dropped else self._format.separator()
         needed = len(after) + max_new_tokens + (0 if separator is None else len(separator))
         self._make_positions(cache, cursor, needed)
         if separator is not None:
@@ -373,6 +400,7 @@ class Stream(NotCopyable):
         if len(positions) == 1 and self._encoder.keeps_positions is False:
             positions = torch.arange(placed.start, placed.start + len(columns))[None]
             moved.text = placed.start + len(columns)
+        moved.selected |= len(kept) < size
         visual = torch.zeros(len(columns), dtype=torch.bool)
         visual[len(before) : len(before) + len(kept)] = True
         ids = torch.full((len(columns),), int(self.model.config.video_token_id))
@@ -384,9 +412,6 @@ class Stream(NotCopyable):
         time = sum(times) / len(times)
         cache.add(CachedSegment(number, time, ids, visual, placed.start, 0, len(kept), tokens))
         vars(cursor).update(vars(moved))
-
-    def _evict(self) -> None:
-        self._cache.evict(self.policy.keep(self.cached_steps))
 
 
 def _text_part(text: str) -> dict[str, str]:
