@@ -179,7 +179,8 @@ def test_a_batch_equals_its_clips(kind: str) -> None:
             generated = model.generate(ids[:, :2], rates, **GREEDY, **given)
             for row, length in enumerate(mask.sum(dim=1).tolist()):
                 one = {name: value[row : row + 1] for name, value in given.items()}
-                # Encoders read what follows the length too, as in the batch; the language model does not.
+                one["video_values"] = one["video_values"][:, : int(one["video_lengths"])]
+                # Whisper reads what follows the sound too, as in the batch; the language model does not.
                 alone = model(ids[row : row + 1, :length], labels=labels[row : row + 1, :length], rates=rates, **one)
                 count = alone.logits.shape[1]
                 sound, video = (int(one[f"{name}_lengths"]) for name in ("audio", "video"))
@@ -237,11 +238,21 @@ def test_training_saving_and_copying(kind: str, tmp_path: Path) -> None:
         assert torch.equal(copied(ids, mask, **inputs()).logits, expected)
 
 
+def test_experts_are_balanced_where_the_frozen_language_model_is_in_evaluation_mode() -> None:
+    model = build(**KINDS["mome"])
+    ids, mask, labels = text()
+    expected = model.train()(ids, mask, labels, **inputs()).balance_loss
+    model.language_model.eval()
+    found = model(ids, mask, labels, **inputs()).balance_loss
+    assert found is not None and torch.equal(found, expected) and not model.language_model.training
+
+
 def test_features_stand_for_encoders() -> None:
     model = build()
     ids, mask, _ = text()
     given = inputs()
     with torch.no_grad():
+        given.pop("video_lengths")
         expected = model(ids, mask, **given).logits
         given["audio_features"] = model.get_audio_features(given.pop("input_features"))
         given["video_features"] = model.get_video_features(given.pop("video_values"))
@@ -281,6 +292,12 @@ def test_rates_are_written_and_read() -> None:
         ({"rates": "audio:5,video:2"}, "possible are audio:4,video:2"),
         ({"rates": "sound=4"}, "write them as audio:4,video:2"),
         ({"rates": 4}, "are no rates"),
+        ({"rates": (4.0, 2.0)}, "are no rates"),
+        ({"rates": "audio:4,audio:16,video:2"}, "are no rates"),
+        ({"input_features": torch.zeros(1, 8, 80), "audio_lengths": None}, "there are 2 texts and audio of 1 clips"),
+        ({"attention_mask": torch.ones(2, 4)}, r"attention_mask \(2, 4\) must fit input_ids \(2, 5\)"),
+        ({"labels": torch.ones(1, 5)}, r"labels \(1, 5\) must fit input_ids"),
+        ({"video_lengths": torch.tensor([20.0, 16.0])}, "video_lengths must be the frames of each of 2 clips"),
         ({"video_values": None}, "the model reads video"),
         ({"audio_features": torch.zeros(2, 40, 24)}, "either input_features or audio_features"),
         ({"input_features": torch.zeros(2, 8, 70)}, "padded spectrograms"),

@@ -122,6 +122,8 @@ class MoME(Adapter):
         self.down = nn.Linear(width, count * expert_size, bias=False)
         self.up = nn.Linear(count * expert_size, width, bias=False)
         self._routed: tuple[Tensor, Tensor] | None = None
+        #: Whether the model is trained, also where its frozen language model is in evaluation mode.
+        self.recording = False
 
     @property
     def active_parameters(self) -> int:
@@ -154,7 +156,7 @@ class MoME(Adapter):
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, L, D)` to `(B, L, D)`."""
         gates, probabilities, chosen = self.gates(x)
-        if self.training:
+        if self.training or self.recording:
             self._routed = (probabilities, chosen)
         shared = gates.new_ones(*gates.shape[:-1], self.num_shared_experts)
         hidden = F.gelu(self.down(x)).unflatten(-1, (-1, self.expert_size))

@@ -7,6 +7,7 @@ from os import PathLike
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, WhisperModel
 from transformers import initialization as init
@@ -21,6 +22,21 @@ from foveate.models.avsr.lip_encoder import LipEncoder
 from foveate.models.avsr.rates import Rates, compress_frames
 
 IGNORED = -100
+
+
+def _checked_lengths(name: str, lengths: Tensor, clips: int, frames: int) -> Tensor:
+    """Lengths `(B,)` of clips of `frames` frames.
+
+    Raises:
+        FoveateError: they are not those of so many clips.
+    """
+    given = torch.as_tensor(lengths)
+    fits = given.shape == (clips,) and not given.is_floating_point()
+    if not fits or int(given.min()) < 0 or int(given.max()) > frames:
+        raise FoveateError(
+            f"{name}_lengths must be the frames of each of {clips} clips, at most {frames}, not {given.tolist()}."
+        )
+    return given
 
 
 @dataclass
@@ -222,17 +238,31 @@ class AVSRForConditionalGeneration(PreTrainedModel):
                 continue
             if count != 1:
                 raise FoveateError(f"the model reads {name}: give either {raw} or {name}_features.")
+            if name == "video" and given is None and lengths is not None:
+                given = self._encode_clips(values, lengths)
             states = encode(values) if given is None else given
             if lengths is None:
                 lengths = torch.full((len(states),), states.shape[1])
-            lengths = lengths.to(states.device)
-            if lengths.shape != (len(states),) or int(lengths.max()) > states.shape[1]:
-                raise FoveateError(
-                    f"{name}_lengths must be the frames of each of {len(states)} clips, at most {states.shape[1]}, not "
-                    f"{lengths.tolist()}."
-                )
-            features[name] = (states, lengths)
+            features[name] = (states, _checked_lengths(name, lengths, *states.shape[:2]).to(states.device))
         return features
+
+    def _encode_clips(self, video_values: Tensor, lengths: Tensor) -> Tensor:
+        """States `(B, T, d)` of clips of several lengths, zero behind each: a clip alone has the same.
+
+        The encoder looks at all frames of a clip, and would at padding too. (Whisper reads the silence behind a sound,
+        of which it was trained to.)
+        """
+        if video_values.ndim != 4:
+            return self.get_video_features(video_values)  # says what it reads
+        lengths = _checked_lengths("video", lengths, *video_values.shape[:2])
+        states = None
+        for length in sorted({*lengths.tolist()} - {0}):
+            rows = (lengths == length).nonzero().flatten().to(video_values.device)
+            some = self.get_video_features(video_values[rows, :length])
+            if states is None:
+                states = some.new_zeros(*video_values.shape[:2], some.shape[-1])
+            states = states.index_put((rows,), F.pad(some, (0, 0, 0, video_values.shape[1] - length)))
+        return self.get_video_features(video_values) if states is None else states
 
     def _tokens(self, name: str, features: tuple[Tensor, Tensor], rate: int) -> tuple[Tensor, Tensor]:
         """Embeddings `(B, n, D)` of a modality with its two markers, and their mask `(B, n)`."""
@@ -260,6 +290,14 @@ class AVSRForConditionalGeneration(PreTrainedModel):
         labels: Tensor | None,
     ) -> dict[str, Tensor]:
         """Embeddings, mask and labels of the whole sequence, padded on the left."""
+        if input_ids.ndim != 2 or not input_ids.shape[1]:
+            raise FoveateError(f"input_ids must be (B, L) with a first token, not {tuple(input_ids.shape)}.")
+        for name, value in (("attention_mask", attention_mask), ("labels", labels)):
+            if value is not None and value.shape != input_ids.shape:
+                raise FoveateError(f"{name} {tuple(value.shape)} must fit input_ids {tuple(input_ids.shape)}.")
+        for name, (states, _) in features.items():
+            if len(states) != len(input_ids):
+                raise FoveateError(f"there are {len(input_ids)} texts and {name} of {len(states)} clips.")
         text = self.get_input_embeddings()(input_ids)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         mask = mask.bool()
@@ -287,7 +325,7 @@ class AVSRForConditionalGeneration(PreTrainedModel):
 
     def _use(self, rates: Rates) -> None:
         for adapter in self._adapters:
-            adapter.active = rates.key
+            adapter.active, adapter.recording = rates.key, self.training
 
     # What users call
 

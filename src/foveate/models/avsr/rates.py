@@ -43,11 +43,15 @@ class Rates(NamedTuple):
         """
         if isinstance(value, str):
             try:
-                named = dict(part.strip().split(":") for part in value.split(","))
-                return cls(**{name: int(rate) for name, rate in named.items()})
+                pairs = [part.strip().split(":") for part in value.split(",")]
+                named = {name: int(rate) for name, rate in pairs}
+                if len(named) == len(pairs):  # each modality once
+                    return cls(**named)
             except (ValueError, TypeError):
-                raise FoveateError(f"{value!r} are no rates; write them as audio:4,video:2.") from None
-        if isinstance(value, Iterable) and len(pair := list(value)) == 2:
+                pass
+            raise FoveateError(f"{value!r} are no rates; write them as audio:4,video:2.")
+        pair = list(value) if isinstance(value, Iterable) else []
+        if len(pair) == 2 and all(rate is None or type(rate) is int for rate in pair):
             return cls(*pair)
         raise FoveateError(f"{value!r} are no rates; give (audio, video) or a text such as audio:4,video:2.")
 
