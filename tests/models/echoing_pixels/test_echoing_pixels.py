@@ -100,6 +100,12 @@ def test_selection_is_the_equation() -> None:
     assert bool((gradient[:2] != 0)[pool[:2]].all())
 
 
+def test_shares_are_exact() -> None:
+    """0.07 * 100 is 7.000000000000001 in floating point."""
+    pool = torch.arange(700) < torch.tensor([100, 300, 700])[:, None]
+    assert pool_counts(pool, 0.07).tolist() == [7, 21, 49] and pool_counts(pool, 1).tolist() == [100, 300, 700]
+
+
 def test_columns_are_in_order_and_padded_on_the_left() -> None:
     kept = torch.tensor([[1, 0, 1, 1], [0, 1, 0, 0]]).bool()
     assert kept_columns(kept).tolist() == [[0, 2, 3], [-1, -1, 1]]

@@ -171,6 +171,19 @@ def test_in_a_llava_it_generates_saves_and_loads(connector, tmp_path):
         torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=1e-4)
 
 
+def test_a_copy_in_a_llava_is_a_model_of_its_own(connector):
+    name, options = connector.name, options_of(connector.name)
+    model, batch = small_llava_video(name, **options), small_batch(small_processor(name, **options))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.2)
+        expected = model(**batch, use_cache=False).logits
+        copied = copy.deepcopy(model)
+        for parameter in model.parameters():
+            parameter.zero_()
+        assert torch.equal(copied(**batch, use_cache=False).logits, expected)
+
+
 def test_in_a_llava_it_is_trained(connector):
     name, options = connector.name, options_of(connector.name)
     model, batch = small_llava_video(name, **options), small_batch(small_processor(name, **options))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from foveate.core.counting import share_of
+
 
 def pool_counts(pool: Tensor, ratio: float) -> Tensor:
     """Tokens `(B,)` that stay of a pool `(B, L)`: `max(1, ceil(ratio n))`, 0 of an empty pool."""
     sizes = pool.sum(dim=1)
-    return torch.ceil(sizes.double() * ratio).long().clamp(min=1).minimum(sizes)
+    return share_of(float(ratio), sizes, "up").clamp(min=1).minimum(sizes)
 
 
 def select_tokens(
