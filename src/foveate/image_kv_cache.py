@@ -9,7 +9,7 @@ import torch
 from transformers import DynamicCache
 
 from foveate import compat
-from foveate.answering.conversations import as_plain_text, check_length, greedy, processed
+from foveate.answering.conversations import as_plain_text, check_length, check_new_tokens, greedy, processed
 from foveate.core.errors import FoveateError
 from foveate.images import open_image
 from foveate.kv_cache.nbytes import bytes_of
@@ -84,6 +84,7 @@ class ImageMemory:
         """
         if not isinstance(question, str) or not question.strip():
             raise FoveateError("the question is empty; ask something about the image.")
+        check_new_tokens(max_new_tokens)
         tokenizer = self.processor.tokenizer
         text = self._prompt(as_plain_text(question.strip(), tokenizer)).split(self.processor.image_token)[1]
         ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"].to(self._ids)

@@ -7,6 +7,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import (
+    Glm4vConfig,
+    Glm4vForConditionalGeneration,
+    Glm4vImageProcessor,
+    Glm4vProcessor,
+    Glm4vVideoProcessor,
+)
 from transformers.video_utils import VideoMetadata
 
 from foveate import FoveateError, compress
@@ -17,6 +24,8 @@ from foveate.loading import load
 from foveate.methods.frames.uniform_frames import UniformFrames
 from foveate.processors import NoClips
 from foveate.visualization.answer import draw_answer
+from tests.docs.hub import _template, _text, _tokenizer
+from tests.families.zoo import glm4v
 from tests.streaming.small_streams import clip as stream_clip
 from tests.streaming.small_streams import small
 from tests.tiny_model import noise, save_qwen
@@ -122,6 +131,34 @@ def test_clips_that_a_processor_cannot_take_together():
         inputs_of_batch(*pair, asked)
     assert len(inputs_of_batch(*pair, asked[:1] * 2)["pixel_values_videos"]) == 2
     assert len(inputs_of_batch(*small("qwen2-vl"), asked)["video_grid_thw"]) == 2
+
+
+def test_glm_reads_single_frames_and_no_images_next_to_clips():
+    pair, frames = glm(), stream_clip(3)
+    answer = ask(frames=frames[:1], question="What?", model=pair, max_new_tokens=1)
+    assert (answer.frames, answer.timestamps) == (1, [0.0])
+    clip, image = clip_of_frames([*frames]), Image.fromarray(frames[0])
+    together = [messages_of([clip, image], "What?")]
+    for asked in (together, [messages_of([clip], "What?"), messages_of([image], "What?")]):
+        with pytest.raises(FoveateError, match="takes images or clips in one call; ask about one at a time"):
+            inputs_of_batch(*pair, asked)
+
+
+def glm() -> tuple[Any, Any]:
+    """A small random GLM-4V with its processor."""
+    names = {"image": "<|image|>", "video": "<|video|>", "image_start": "<|begin_of_image|>"}
+    names |= {"image_end": "<|end_of_image|>", "video_start": "<|begin_of_video|>", "video_end": "<|end_of_video|>"}
+    tokenizer = _tokenizer(names)
+    ids = {f"{name}_token_id": tokenizer.convert_tokens_to_ids(token) for name, token in names.items()}
+    text = {**_text(tokenizer), "head_dim": 8, "rope_parameters": glm4v.ROPE}
+    model = Glm4vForConditionalGeneration(Glm4vConfig(text_config=text, vision_config=glm4v.TOWER, **ids))
+    sizes = {"patch_size": 4, "merge_size": 2, "size": {"shortest_edge": 64, "longest_edge": 16384}}
+    start, end = "<|begin_of_{}|><|{}|>", "<|end_of_{}|>"
+    template = _template(*(start.format(kind, kind) + end.format(kind) for kind in ("image", "video")))
+    processor = Glm4vProcessor(
+        Glm4vImageProcessor(**sizes), tokenizer, Glm4vVideoProcessor(**sizes), chat_template=template
+    )
+    return model.eval(), processor
 
 
 def test_times_keep_their_precision_in_half_precision():

@@ -51,6 +51,7 @@ PROMPTS: dict[str, tuple[str, str, list[float] | None]] = {
         [0.3, 2.0],
     ),
     "gemma4": ("Two 00:05 <boi>{}<eoi> 01:07 <boi>{}<eoi> words", "before", [5.0, 67.0]),
+    "gemma4, hours": ("59:59 <boi>{}<eoi> 100:05 <boi>{}<eoi>", "before", [3599.0, 6005.0]),
     "hours": ("01:00:00.500<boi>{}<eoi>01:00:01.250<boi>{}<eoi>", "before", [3600.5, 3601.25]),
     "glm-4v": ("8<boi>{}<eoi>0<boi>{}<eoi>12<|video|>5", "after", [0.0, 12.0]),
     "glm-4.6v": ("<boi>{}<eoi>0.5 seconds<boi>{}<eoi>12.0 seconds<|video|>", "after", [0.5, 12.0]),

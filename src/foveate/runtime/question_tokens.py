@@ -27,7 +27,7 @@ from foveate.core.weights import DATA_ONLY, file_of
 _BLANK = " \n\t\r▁ĠĊĉč"
 _BLANK_BYTES = ("<0x0A>", "<0x0D>", "<0x09>", "<0x20>")
 #: Timestamp of a video frame, as processors write it before the frame's tokens.
-TIME_BEFORE = re.compile(r"(<(?P<seconds>\d+(\.\d+)?)[ ▁Ġ]seconds>|(?P<clock>\d\d:\d\d(:\d\d)?(\.\d+)?))[ ▁ĠĊ\n]*$")
+TIME_BEFORE = re.compile(r"(<(?P<seconds>\d+(\.\d+)?)[ ▁Ġ]seconds>|(?P<clock>\d{2,5}:\d\d(:\d\d)?(\.\d+)?))[ ▁ĠĊ\n]*$")
 #: Words that no template contains, to find the text around them.
 _FIRST_WORD, _ANSWER_WORD, _SECOND_WORD = "zebra", "heron", "otter"
 
