@@ -213,7 +213,7 @@ class AVSRForConditionalGeneration(PreTrainedModel):
         return self.audio_encoder(input_features.to(self.dtype)).last_hidden_state
 
     def get_video_features(self, video_values: Tensor) -> Tensor:
-        """Encode grey clips `(B, T, H, W)` to `(B, T, d)`.
+        """Encode grey clips `(B, T, H, W)`, all frames of which are read, to `(B, T, d)`.
 
         Raises:
             FoveateError: the model has no video encoder.
@@ -249,8 +249,8 @@ class AVSRForConditionalGeneration(PreTrainedModel):
     def _encode_clips(self, video_values: Tensor, lengths: Tensor) -> Tensor:
         """States `(B, T, d)` of clips of several lengths, zero behind each: a clip alone has the same.
 
-        The encoder looks at all frames of a clip, and would at padding too. (Whisper reads the silence behind a sound,
-        of which it was trained to.)
+        The encoder looks at all frames of a clip, and would look at padding too. (Whisper was trained to read the
+        silence behind a sound.)
         """
         if video_values.ndim != 4:
             return self.get_video_features(video_values)  # says what it reads
