@@ -24,10 +24,11 @@ from foveate.core.weights import read_state
 from foveate.methods.decoding import load_draft
 from foveate.methods.pre_llm.focusui import Scorer
 from foveate.methods.pre_llm.relevance import Mapper
+from foveate.methods.shared.contrastive import ContrastiveEncoder
 from foveate.models.vit_uhd.sources import read_source
 from foveate.training.recipe_file import read_recipe
 from foveate.training.run import Run
-from tests.tiny_model import save_llava, save_llava_uhd
+from tests.tiny_model import save_clip_model, save_llava, save_llava_uhd
 from tests.training.small_training import EVERYTHING, recipe, small_stage
 
 
@@ -126,6 +127,24 @@ def test_pickled_weights_that_the_folder_names(model: Path, mark: Path) -> None:
     planted(model / ".metadata", mark, torch_file=False)
     with pytest.raises(FoveateError, match="distributed checkpoint"):
         foveate.load(model)
+    assert not mark.exists()
+
+
+def test_pickled_weights_of_the_encoder_that_a_plan_names(tmp_path: Path, mark: Path) -> None:
+    folder = save_clip_model(tmp_path / "clip")
+    ContrastiveEncoder(str(folder))
+    planted(folder / "pytorch_model.bin", mark)
+    (folder / "model.safetensors").rename(folder / "other.safetensors")
+    with pytest.raises(FoveateError, match="cannot be loaded: .*model.safetensors"):
+        ContrastiveEncoder(str(folder))
+    shutil.copy(folder / "pytorch_model.bin", folder / "model.safetensors")
+    with pytest.raises(FoveateError, match="cannot be loaded"):
+        ContrastiveEncoder(str(folder))
+    index = {"metadata": {}, "weight_map": {"logit_scale": "pytorch_model.bin"}}
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(FoveateError, match="no safetensors file"):
+        ContrastiveEncoder(str(folder))
     assert not mark.exists()
 
 

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 
 from foveate.core.errors import FoveateError
+from foveate.core.weights import DATA_ONLY, SAFE, check_weights
 
 #: Frames that the encoder reads at once.
 BATCH = 16
@@ -24,16 +26,17 @@ class ContrastiveEncoder:
         name: Folder or Hub id.
 
     Raises:
-        FoveateError: it cannot be loaded, or has no such features.
+        FoveateError: it cannot be loaded, its weights are pickled, or it has no such features.
     """
 
     def __init__(self, name: str) -> None:
         from transformers import AutoModel, AutoProcessor
 
+        check_weights(name)
         try:
-            self.processor: Any = AutoProcessor.from_pretrained(name)
-            self.model: Any = AutoModel.from_pretrained(name).eval()
-        except (OSError, ValueError, ImportError) as error:
+            self.processor: Any = AutoProcessor.from_pretrained(name, **DATA_ONLY)
+            self.model: Any = AutoModel.from_pretrained(name, **SAFE).eval()
+        except (OSError, ValueError, ImportError, SafetensorError) as error:
             reason = str(error).strip().splitlines()[0].rstrip(".")
             raise FoveateError(f"the encoder {name!r} cannot be loaded: {reason}.") from error
         if not hasattr(self.model, "get_text_features") or not hasattr(self.model, "get_image_features"):
