@@ -249,7 +249,7 @@ class AVSRForConditionalGeneration(PreTrainedModel):
     def _encode_clips(self, video_values: Tensor, lengths: Tensor) -> Tensor:
         """States `(B, T, d)` of clips of several lengths, zero behind each: a clip alone has the same.
 
-        The encoder looks at all frames of a clip, and would look at padding too. (Whisper was trained to read the
+        The encoder attends to all frames of a clip, and would attend to padding too. (Whisper was trained to read the
         silence behind a sound.)
         """
         if video_values.ndim != 4:
