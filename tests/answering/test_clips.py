@@ -26,6 +26,7 @@ from foveate.processors import NoClips
 from foveate.visualization.answer import draw_answer
 from tests.docs.hub import _template, _text, _tokenizer
 from tests.families.zoo import glm4v
+from tests.models.llava_video.small_llava_video import small_llava_video, small_processor
 from tests.streaming.small_streams import clip as stream_clip
 from tests.streaming.small_streams import small
 from tests.tiny_model import noise, save_qwen
@@ -159,6 +160,20 @@ def glm() -> tuple[Any, Any]:
         Glm4vImageProcessor(**sizes), tokenizer, Glm4vVideoProcessor(**sizes), chat_template=template
     )
     return model.eval(), processor
+
+
+def test_a_model_for_clips_without_a_chat_template():
+    pair = small_llava_video(), small_processor()
+    frames = [np.full((56, 56, 3), 40 * number, np.uint8) for number in range(4)]
+    times = [1000.0 + 0.37 * number for number in range(4)]
+    clip = clip_of_frames(frames, times)
+    answer = ask(clip, "What?", pair, "evs:50%", max_new_tokens=1)
+    assert answer.tokens.read == answer.tokens.full // 2
+    other = small_processor("temporal_pvc", scale=4)
+    with pytest.raises(FoveateError, match="needs rows and columns that are multiples of 4"):
+        inputs_of_batch(pair[0], other, [messages_of([clip, clip_of_frames(frames[:3])], "What?")])
+    half = inputs_of_batch(copy.deepcopy(pair[0]).bfloat16(), pair[1], [messages_of([clip], "What?")])
+    assert half["video_timestamps"][0].tolist() == pytest.approx(clip.timestamps)
 
 
 def test_times_keep_their_precision_in_half_precision():

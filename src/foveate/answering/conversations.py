@@ -124,7 +124,7 @@ def inputs_of_batch(model: Any, processor: Any, conversations: Sequence[Sequence
         inputs = processed(processor, **options)
     except FoveateError as error:
         shapes = sorted({clip.frames.shape[:3] for clip in clips})
-        if len(shapes) < 2:
+        if isinstance(error, FoveateError) or len(shapes) < 2:
             raise
         listed = ", ".join(f"{frames} frames of {width} x {height}" for frames, height, width in shapes[:3])
         raise FoveateError(
@@ -209,7 +209,7 @@ def plain_messages(messages: Sequence[dict[str, Any]], processor: Any) -> list[d
 
 
 def prompt_of(processor: Any, messages: Sequence[dict[str, Any]]) -> str:
-    """Format messages as a prompt. Without a chat template: images first, then the question.
+    """Format messages as a prompt. Without a chat template: images and clips first, then the question.
 
     Raises:
         FoveateError: the chat template refuses these messages or leaves one of them out, or there is none and they are
@@ -234,8 +234,8 @@ def prompt_of(processor: Any, messages: Sequence[dict[str, Any]]) -> str:
     if [message["role"] for message in messages] != ["user"]:
         raise FoveateError("this model has no chat template, so it accepts one question and no conversation.")
     parts = _parts(messages)
-    images = getattr(processor, "image_token", "") * sum(part["type"] == "image" for part in parts)
-    return images + "\n".join(part["text"] for part in parts if part["type"] == "text")
+    visuals = "".join(getattr(processor, f"{part['type']}_token", "") for part in parts if part["type"] != "text")
+    return visuals + "\n".join(part["text"] for part in parts if part["type"] == "text")
 
 
 def _check_visuals(processor: Any, messages: Sequence[dict[str, Any]], prompt: str) -> None:
