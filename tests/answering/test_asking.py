@@ -160,7 +160,7 @@ def test_bad_input_is_named(pair, options, message):
 def test_numbers_of_tokens_of_a_batch_are_checked_before_the_model_runs(pair):
     conversation = [{"role": "user", "content": "Hello?"}]
     for wrong in (0, True, [1], [1, 2, 3], [1, 0]):
-        with pytest.raises(FoveateError, match="max_new_tokens must be a positive integer, or one for each of 2"):
+        with pytest.raises(FoveateError, match="max_new_tokens (must be a positive integer|has [13] numbers for 2)"):
             answer_batch(*pair, [conversation, conversation], wrong)
 
 

@@ -51,10 +51,7 @@ def answer_batch(
     """
     limits = [max_new_tokens] * len(conversations) if isinstance(max_new_tokens, int) else [*max_new_tokens]
     if len(limits) != len(conversations):
-        raise FoveateError(
-            f"max_new_tokens must be a positive integer, or one for each of {len(conversations)} conversations, got "
-            f"{max_new_tokens!r}."
-        )
+        raise FoveateError(f"max_new_tokens has {len(limits)} numbers for {len(conversations)} conversations.")
     for limit in limits:
         check_new_tokens(limit)
     inputs = inputs_of_batch(model, processor, conversations)
@@ -124,12 +121,12 @@ def inputs_of_batch(model: Any, processor: Any, conversations: Sequence[Sequence
         inputs = processed(processor, **options)
     except FoveateError as error:
         shapes = sorted({clip.frames.shape[:3] for clip in clips})
-        if isinstance(error, FoveateError) or len(shapes) < 2:
+        if error.__cause__ is None or len(shapes) < 2:  # a sentence of our own, or nothing that could be the reason
             raise
         listed = ", ".join(f"{frames} frames of {width} x {height}" for frames, height, width in shapes[:3])
         raise FoveateError(
-            f"the processor of this model takes clips of one length and size together, not of {listed}; ask about one "
-            "at a time."
+            f"{str(error).rstrip('.')}; it may take clips together only where they have one length and size, not of "
+            f"{listed}; ask about one at a time."
         ) from error
     if clips and any(images) and not bool((inputs["input_ids"] == model.config.video_token_id).any()):
         raise FoveateError(
