@@ -32,8 +32,8 @@ class ContrastiveEncoder:
     def __init__(self, name: str) -> None:
         from transformers import AutoModel, AutoProcessor
 
-        check_weights(name)
         try:
+            check_weights(name)
             self.processor: Any = AutoProcessor.from_pretrained(name, **DATA_ONLY)
             self.model: Any = AutoModel.from_pretrained(name, **SAFE).eval()
         except (OSError, ValueError, ImportError, SafetensorError) as error:
