@@ -77,7 +77,7 @@ def ask_decomposed(
         clip: A file, an address, a data URI or a `foveate.clips.Clip`, as `ask` takes it.
         question: The question, which also chooses frames where the plan does so by a question.
         model: As in `ask`.
-        plan: As in `ask`, such as ``"diverse-frames(encoder=openai/clip-vit-large-patch14-336):15 + dcode"``.
+        plan: As in `ask`, such as ``"diverse-frames(encoder=openai/clip-vit-large-patch14):15 + dcode"``.
         budget: As in `ask`.
         language_model: Returns the text that a language model writes for a prompt: questions on lines of their own, or
             a list of strings. None: the model that is asked, without the clip and without the plan.

@@ -48,7 +48,7 @@ class DiverseFrames(FrameSampler):
         if not self.encoder:
             raise FoveateError(
                 "diverse-frames needs a contrastive model, as folder or Hub id; write one, such as "
-                "diverse-frames(encoder=openai/clip-vit-large-patch14-336):15."
+                "diverse-frames(encoder=openai/clip-vit-large-patch14):15."
             )
         if self.candidates < 1:
             raise FoveateError(f"diverse-frames: candidates is a number of frames, not {self.candidates}.")

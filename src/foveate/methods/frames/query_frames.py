@@ -59,7 +59,7 @@ class QueryFrames(FrameSampler):
         if not self.encoder:
             raise FoveateError(
                 "query-frames needs a contrastive model, as folder or Hub id; write one, such as "
-                "query-frames(encoder=openai/clip-vit-base-patch32):16."
+                "query-frames(encoder=openai/clip-vit-large-patch14):16."
             )
         if not 0 < self.rate < math.inf:
             raise FoveateError(f"query-frames: rate is a number of candidates per second above 0, not {self.rate}.")

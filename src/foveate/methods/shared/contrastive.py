@@ -42,7 +42,7 @@ class ContrastiveEncoder:
         if not hasattr(self.model, "get_text_features") or not hasattr(self.model, "get_image_features"):
             raise FoveateError(
                 f"the encoder {name!r} has no features of images and text in one space; name a "
-                "contrastive model, such as openai/clip-vit-base-patch32."
+                "contrastive model, such as openai/clip-vit-large-patch14."
             )
         if torch.cuda.is_available():
             self.model.to("cuda")
