@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from foveate import FoveateError
+from foveate.runtime.patches import Patches
 from foveate.training.methods.shared.relevance_targets import answer_relevance
 from tests.families.zoo import zoo
 from tests.runtime.every_method import EVERY, attach, call_of, insides, is_first, prompts, refused
@@ -64,6 +65,21 @@ def test_threads_get_what_each_gets_alone(name: str, method: str, tmp_path: Path
         assert torch.equal(found, expected)
     assert insides(model) == before
     assert all(torch.equal(call(one), expected) for one, expected in zip(inputs, plain, strict=True))
+
+
+def test_a_pass_that_begins_while_hooks_are_added_stays_as_it_is() -> None:
+    """torch notes last that a hook takes keyword arguments: without them, it is a pass that began before."""
+    module, calls = torch.nn.Linear(2, 2), []
+    with Patches() as patches:
+        patches.before(module, lambda module, args, kwargs: calls.append("before"), with_kwargs=True)
+        patches.after(module, lambda module, args, kwargs, output: calls.append("after"), with_kwargs=True)
+        module(torch.zeros(1, 2))
+        assert calls == ["before", "after"]
+        module._forward_pre_hooks_with_kwargs.clear()
+        module._forward_hooks_with_kwargs.clear()
+        module(torch.zeros(1, 2))
+        assert calls == ["before", "after"]
+    assert not module._forward_pre_hooks and not module._forward_hooks
 
 
 def test_relevance_is_found_while_others_ask() -> None:

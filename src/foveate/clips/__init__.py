@@ -146,13 +146,13 @@ def clip_of_frames(
 def _step(sampler: Step[FrameSampler] | FrameSampler | None) -> Step[FrameSampler] | None:
     if sampler is None:
         return None
-    step = sampler if isinstance(sampler, Step) else Step(sampler)
-    if not isinstance(step.method, FrameSampler):
+    method = sampler.method if isinstance(sampler, Step) else sampler
+    if not isinstance(method, FrameSampler):
         raise FoveateError(
             "a sampler is a method that chooses frames, or its step in a plan, such as "
             f"Plan.of('uniform-frames:8').frame_step, not {sampler!r}."
         )
-    return step
+    return sampler if isinstance(sampler, Step) else Step(method)
 
 
 def _check_rate(max_frames: Any, fps: Any) -> None:

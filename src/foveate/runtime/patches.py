@@ -126,10 +126,14 @@ class Patches:
 
     def before(self, module: nn.Module, hook: Callable[..., Any], **options: Any) -> None:
         """Call `hook` before every forward of a module, see `register_forward_pre_hook`."""
+        if options.get("with_kwargs"):
+            hook = _with_all_arguments(hook, 3)
         self._hook(module, module.register_forward_pre_hook(hook, **options))
 
     def after(self, module: nn.Module, hook: Callable[..., Any], **options: Any) -> None:
         """Call `hook` after every forward of a module, see `register_forward_hook`."""
+        if options.get("with_kwargs"):
+            hook = _with_all_arguments(hook, 4)
         self._hook(module, module.register_forward_hook(hook, **options))
 
     def _hook(self, module: nn.Module, handle: Any) -> None:
@@ -167,6 +171,20 @@ def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(hook)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         return hook(*args, **kwargs) if threading.get_ident() == thread else None
+
+    return wrapped
+
+
+def _with_all_arguments(hook: Callable[..., Any], count: int) -> Callable[..., Any]:
+    """Wrap a hook that takes keyword arguments so that it passes over calls without them.
+
+    torch adds a hook first and notes then that it takes them (and removes it in this order), so that a pass of another
+    thread in between calls it without them. That pass began before the hook was there, and stays as it is.
+    """
+
+    @functools.wraps(hook)
+    def wrapped(*arguments: Any) -> Any:
+        return hook(*arguments) if len(arguments) == count else None
 
     return wrapped
 
