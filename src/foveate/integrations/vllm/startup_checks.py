@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import vllm  # ty: ignore[unresolved-import]
+import vllm  # ty: ignore[import-not-found]
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig  # ty: ignore[import-not-found]
 
 from foveate.compat import warn_if_untested
