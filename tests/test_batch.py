@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from foveate.batch import Output, answer_file, answer_questions, batches, read_q
 from foveate.cli import main
 from foveate.core.errors import FoveateError
 from foveate.core.plan import Plan
+from tests.full_disk import room
 from tests.tiny_model import noise, save_qwen
 from tests.video_files import save_clip, save_sound
 
@@ -245,16 +245,11 @@ def test_outputs_hold_whole_lines_of_these_questions(questions: Path, tmp_path: 
 def test_a_full_disk_loses_nothing(questions: Path, tmp_path: Path) -> None:
     asked_now = read_questions(questions)
     path = tmp_path / "answers.jsonl"
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     with Output(path, asked_now, resume=False) as output:
         output.add([asked_now[0].shown])
         whole = path.read_bytes()
-        resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 20, hard))  # room for half a line
-        try:
-            with pytest.raises(FoveateError, match="could not be written"):
-                output.add([asked_now[1].shown])
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        with room(len(whole) + 20), pytest.raises(FoveateError, match="could not be written"):  # for half a line
+            output.add([asked_now[1].shown])
         assert path.read_bytes() == whole and output.done == {0}
         output.add([asked_now[1].shown])
     assert [row["number"] for row in rows(path)] == [0, 1]
