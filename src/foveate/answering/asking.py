@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -42,6 +42,7 @@ from foveate.answering.selections import placed, placed_view, seen_of, selected,
 from foveate.answering.stages import stages_of, with_plan
 from foveate.answering.trace import Trace
 from foveate.clips import Clip, VideoFile, clip_of_frames, is_clip, open_clip
+from foveate.clips.given import frame_list
 from foveate.core.acquisition import AcquisitionMethod, ToolCall, answer_in, calls_again, split_acquisition
 from foveate.core.errors import FoveateError, Refusal, check_text
 from foveate.core.plan import Plan
@@ -306,9 +307,7 @@ def sources_of(image: Any, frames: Sequence[Any] | None = None, timestamps: Sequ
         raise FoveateError("give an image or a clip, or frames=[...], not both.")
     if isinstance(frames, (str, bytes, os.PathLike)):
         raise FoveateError("frames are a list of images; give the path of a video file as the image.")
-    if not isinstance(frames, Iterable):
-        raise FoveateError(f"frames are a list of images, not {type(frames).__name__}.")
-    return list(frames)
+    return frame_list(frames)
 
 
 def opened(sources: Sequence[Any], sampler: Any, question: str) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from typing import Any
 
 from foveate.app.by_hand import ByHand
 
@@ -26,12 +27,7 @@ def python_line(
         model: folder or Hub id; None: the embedded model.
         max_new_tokens: length at which the answer is cut off.
     """
-    options = {
-        "model": model,
-        "plan": plan,
-        "max_new_tokens": max_new_tokens if max_new_tokens != MOST_TOKENS else None,
-    }
-    named = "".join(f", {name}={value!r}" for name, value in options.items() if value)
+    named = "".join(f", {name}={value!r}" for name, value in _options(plan, model, max_new_tokens).items())
     imports = "import foveate\n"
     if isinstance(plan, ByHand):
         imports += f"from {ByHand.__module__} import {ByHand.__name__}\n"
@@ -49,9 +45,14 @@ def shell_line(
     if isinstance(plan, ByHand):
         return "# Tokens chosen by hand have no plan as text: use the Python code."
     words = ["foveate", "ask"]
-    for option, value in (("--model", model), ("--plan", plan)):
-        if value:
-            words += [f"{option}={value}"] if value.startswith("-") else [option, value]
-    words += [] if max_new_tokens == MOST_TOKENS else ["--max-new-tokens", str(max_new_tokens)]
+    for name, value in _options(plan, model, max_new_tokens).items():
+        option, text = f"--{name.replace('_', '-')}", str(value)
+        words += [f"{option}={text}"] if text.startswith("-") else [option, text]
     words += ["--"] if image.startswith("-") or question.startswith("-") else []
     return shlex.join([*words, image, question])
+
+
+def _options(plan: str | ByHand | None, model: str | None, max_new_tokens: int) -> dict[str, Any]:
+    """What is asked with besides the image and the question, by keyword: only what is not the default."""
+    limit = None if max_new_tokens == MOST_TOKENS else max_new_tokens
+    return {name: value for name, value in (("model", model), ("plan", plan), ("max_new_tokens", limit)) if value}

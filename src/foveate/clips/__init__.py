@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
 
-from foveate.clips.clip import MAX_PIXELS, NO_LIMITS, Clip, ClipLimits, read_clip
+from foveate.clips.clip import MAX_PIXELS, NO_LIMITS, Clip, ClipLimits, check_fps, read_clip
 from foveate.clips.given import GivenFrames
 from foveate.clips.pyav import PyAVSource
 from foveate.clips.torchcodec import TorchCodecSource
@@ -163,8 +163,7 @@ def _check_rate(max_frames: Any, fps: Any) -> None:
     """
     if isinstance(max_frames, bool) or not isinstance(max_frames, Integral) or max_frames < 1:
         raise FoveateError(f"max_frames is a whole number of frames from 1 on, not {max_frames!r}.")
-    if fps is not None and not (isinstance(fps, Real) and 0 < fps < math.inf):
-        raise FoveateError(f"fps is a number of frames per second above 0, or None, not {fps!r}.")
+    check_fps(fps, optional=True)
 
 
 def _chosen(source: FrameSource, step: Step[FrameSampler], question: str | None) -> list[float]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -145,6 +147,17 @@ def check_source(source: Any) -> None:
     """
     if not isinstance(source, (str, os.PathLike, bytes)):
         raise FoveateError(f"a clip is read from the path of a video file or its bytes, not {type(source).__name__}.")
+
+
+def check_fps(fps: Any, optional: bool = False) -> None:
+    """Refuse a frame rate that is no number above 0; with `optional`, None is one.
+
+    Raises:
+        FoveateError: as said.
+    """
+    if not (isinstance(fps, Real) and 0 < fps < math.inf) and not (optional and fps is None):
+        possible = "above 0, or None" if optional else "above 0"
+        raise FoveateError(f"fps is a number of frames per second {possible}, not {fps!r}.")
 
 
 def shown(source: Any) -> str:

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from foveate.core.errors import FoveateError
+
+
+def frame_list(frames: Any) -> list[Any]:
+    """The frames of a clip as a list.
+
+    Raises:
+        FoveateError: they are no list or anything else that can be gone through.
+    """
+    if not isinstance(frames, Iterable):
+        raise FoveateError(f"frames are a list of images, not {type(frames).__name__}.")
+    return list(frames)
 
 
 class GivenFrames:
@@ -27,9 +39,7 @@ class GivenFrames:
     name = "the given frames"
 
     def __init__(self, frames: Iterable[np.ndarray], timestamps: Iterable[float] | None, fps: float) -> None:
-        if not isinstance(frames, Iterable):
-            raise FoveateError(f"frames are a list of images, not {type(frames).__name__}.")
-        frames = list(frames)
+        frames = frame_list(frames)
         if not frames:
             raise FoveateError("there are no frames to ask about; give at least one.")
         for number, frame in enumerate(frames):

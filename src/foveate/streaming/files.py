@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
-from numbers import Real
 
 import numpy as np
 
-from foveate.clips.clip import NO_LIMITS
+from foveate.clips.clip import NO_LIMITS, check_fps
 from foveate.clips.pyav import PyAVSource
-from foveate.core.errors import FoveateError
 
 
 def frames_of(path: str | os.PathLike[str], fps: float = 2.0) -> Iterator[tuple[float, np.ndarray]]:
@@ -27,8 +25,7 @@ def frames_of(path: str | os.PathLike[str], fps: float = 2.0) -> Iterator[tuple[
     Raises:
         FoveateError: PyAV is not installed, there is no such file, it cannot be decoded, or fps is not above 0.
     """
-    if not (isinstance(fps, Real) and 0 < fps < math.inf):
-        raise FoveateError(f"fps is a number of frames per second above 0, not {fps!r}.")
+    check_fps(fps)
     source = PyAVSource(path, NO_LIMITS)
     last = math.ceil(source.duration * fps - 1e-6)
     yield from source.read(number / fps for number in range(max(last, 1)))

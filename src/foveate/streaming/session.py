@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from foveate.answering.conversations import (
     prompt_of,
     tokenizer_of,
 )
+from foveate.clips.clip import check_fps
 from foveate.core.errors import FoveateError, check_text
 from foveate.core.plan import Plan
 from foveate.families import family_of
@@ -109,8 +110,7 @@ class Stream(NotCopyable):
         self.plan = Plan(()) if plan is None else Plan.of(plan)
         if not isinstance(policy, CachePolicy):
             raise FoveateError(f"policy is an object such as SlidingWindow(64), not {policy!r}.")
-        if not (isinstance(fps, Real) and 0 < fps < math.inf):
-            raise FoveateError(f"fps is a number of frames per second above 0, not {fps!r}.")
+        check_fps(fps)
         if system is not None:
             if not isinstance(system, str) or not system.strip():
                 raise FoveateError("the system prompt is empty; leave it out, or write how to answer.")
