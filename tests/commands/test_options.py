@@ -57,3 +57,21 @@ def test_replicas_load_with_them(folder: str, monkeypatch: pytest.MonkeyPatch) -
     settings = Model(Path(folder).name, options=options).anywhere
     assert settings.name == folder
     assert settings.load()[0].config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "without_effect"),
+    [
+        (["flops", "--papers", "--model", "llava-1.5-7b", "--text", "64"], "--model and --text would have no effect"),
+        (["flops", "--tokens", "100", "--image", "32x32"], "--image would have no effect with --tokens"),
+        (["bench", "trained", "--show", "--steps", "2", "--only", "m3"], "--only and --steps would have no effect"),
+        (["report", "a.json", "-o", "report", "--no-pictures", "--redraw"], "--redraw would have no effect"),
+        (["report", "a.json", "-o", "report", "--no-pictures", "--pictures-model", "b"], "--pictures-model would have"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_options_without_effect_are_refused(
+    arguments: list[str], without_effect: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    assert without_effect in capsys.readouterr().err

@@ -11,7 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Column, Table
 
 from foveate.commands.lists import names_in
-from foveate.commands.options import MaxMinutes, ResultAsJson
+from foveate.commands.options import MaxMinutes, ResultAsJson, refuse_others
 from foveate.console import command_line, console, notes, print_json
 from foveate.core.errors import FoveateError
 
@@ -35,6 +35,7 @@ CLIP_QUICK = CLIP_QUICK_RUNS / "trained.json"
 
 
 def trained(
+    context: typer.Context,
     only: Annotated[
         str | None,
         typer.Option(help="Comma-separated systems or trainings, such as m3,average-36; all.", show_default=False),
@@ -103,6 +104,7 @@ def trained(
         usual_path, usual_runs, usual_only = usual
     path = output or usual_path
     if show:
+        refuse_others(context, "--show", "show", "clips", "quick", "output", "as_json")
         document = _read(path)
     else:
         kind = benchmark.ClipTrainedSettings if clips else benchmark.TrainedSettings

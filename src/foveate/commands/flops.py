@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import foveate
-from foveate.commands.options import Json
+from foveate.commands.options import Json, given_options, refuse_others
 from foveate.console import console, print_json
 from foveate.core.errors import FoveateError
 from foveate.published import recorded
@@ -29,6 +29,7 @@ UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def flops(
+    context: typer.Context,
     model: Annotated[
         str | None,
         typer.Option(
@@ -69,8 +70,11 @@ def flops(
     fuse text with the image, these are parts of their own.
     """
     if papers:
+        refuse_others(context, "--papers", "papers", "as_json")
         _papers(as_json)
         return
+    if tokens is not None and "image" in given_options(context):
+        raise FoveateError("--image would have no effect with --tokens: leave out one or the other.")
     foveate.register()
     document = describe(model, plan, image, tokens, text, dtype, attention, head)
     if as_json:

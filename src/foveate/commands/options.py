@@ -131,3 +131,28 @@ def replicas_asked(
     if any(option is not None for option in (count, cpus, gpus, address)):
         raise FoveateError("--replicas, --replica-cpus, --replica-gpus and --ray-address need --ray.")
     return None
+
+
+def given_options(context: typer.Context) -> dict[str, str]:
+    """Return the parameters that a command line names, with the option of each: {"as_json": "--json"}."""
+    return {
+        str(parameter.name): parameter.opts[0]
+        for parameter in context.command.params
+        if (source := context.get_parameter_source(str(parameter.name))) is not None and source.name == "COMMANDLINE"
+    }
+
+
+def refuse_others(context: typer.Context, option: str, *possible: str) -> None:
+    """Refuse the options of a command line that have no effect together with `option`.
+
+    Args:
+        context: Of the command.
+        option: As it is written, such as --papers.
+        possible: Names of the parameters that have one, that of `option` among them.
+
+    Raises:
+        FoveateError: there are others.
+    """
+    others = [name for parameter, name in given_options(context).items() if parameter not in possible]
+    if others:
+        raise FoveateError(f"{' and '.join(others)} would have no effect with {option}: leave out one or the other.")

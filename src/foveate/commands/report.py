@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from foveate.commands.options import Json
+from foveate.commands.options import Json, refuse_others
 from foveate.console import console, notes, print_json
 
 EXAMPLES = """
@@ -18,6 +18,7 @@ EXAMPLES = """
 
 
 def report(
+    context: typer.Context,
     results: Annotated[
         list[Path],
         typer.Argument(
@@ -56,6 +57,8 @@ def report(
     from foveate.report import build
     from foveate.report.building import TITLE
 
+    if not pictures:
+        refuse_others(context, "--no-pictures", "pictures", "results", "output", "title", "as_json")
     made = build(
         results,
         output,
