@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from foveate.models.llava_uhd import byte_tokenizer
-from foveate.serving.generation import GenerationState, LogprobRecorder, Piece, Sampling
+from foveate.serving.generation import GenerationState, LogprobRecorder, Piece, RepetitionPenalties, Sampler, Sampling
 
 END = 258
 
@@ -58,3 +58,35 @@ def test_tokens_with_probabilities_keep_their_first_space() -> None:
     assert texts == [" The", " total", "s", " ", "s"] and "".join(texts).strip() == state.text == "The totals s"
     top = {text for _, logprob in state.logprobs for text, _ in logprob.top}
     assert top == {"<unk>", "</s>", " The", " total", "s", "\ufffd", " "}
+
+
+def test_rows_are_drawn_by_their_own_settings() -> None:
+    """As often as the chances after temperature, top_k, top_p and min_p say, row by row."""
+    chances = torch.tensor([0.4, 0.3, 0.2, 0.1])
+    settings = [
+        Sampling(),
+        Sampling(temperature=1.0),
+        Sampling(temperature=0.5),
+        Sampling(temperature=1.0, top_k=2),
+        Sampling(temperature=1.0, top_p=0.65),
+        Sampling(temperature=1.0, min_p=0.6),
+        Sampling(temperature=1.0, top_k=9),
+    ]
+    squared = chances.square() / chances.square().sum()
+    two = torch.tensor([4 / 7, 3 / 7, 0, 0])
+    expected = torch.stack([torch.tensor([1.0, 0, 0, 0]), chances, squared, two, two, two, chances])
+    sampler, scores = Sampler(settings, torch.device("cpu")), chances.log().repeat(len(settings), 1)
+    ids = torch.zeros(len(settings), 1, dtype=torch.long)
+    drawn = torch.zeros(len(settings), 4)
+    for _ in range(3000):
+        drawn.scatter_add_(1, sampler(ids, scores).argmax(dim=1, keepdim=True), torch.ones(len(settings), 1))
+    assert (drawn / 3000 - expected).abs().max() < 0.05
+    assert (drawn[expected == 0] == 0).all()
+
+
+def test_padding_is_no_repetition() -> None:
+    scores = torch.tensor([[2.0, -2.0, 4.0]])
+    alone = RepetitionPenalties([2.0], [0])(torch.tensor([[1, 2]]), scores)
+    assert alone.tolist() == [[2.0, -4.0, 2.0]]
+    rows = RepetitionPenalties([2.0, 1.0], [2, 0])(torch.tensor([[0, 0, 1, 2], [0, 1, 2, 2]]), scores.repeat(2, 1))
+    assert rows.tolist() == [alone[0].tolist(), scores[0].tolist()]

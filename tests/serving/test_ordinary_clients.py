@@ -10,8 +10,10 @@ import httpx
 import jsonschema
 import openai
 import pytest
+from PIL import Image
 
 import foveate
+from foveate.answering.conversations import inputs_of_batch, messages_of
 from foveate.cli import main
 from foveate.core.errors import FoveateError
 from foveate.serving import Limits, protocol
@@ -98,7 +100,10 @@ def test_fields_at_the_values_that_change_nothing_are_taken(served: Served) -> N
         ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format", "json_schema"),
         ({"response_format": {"type": "xml"}}, "response_format.type", "'xml' is not possible"),
         ({"frequency_penalty": 0.5}, "frequency_penalty", "write 0"),
-        ({"top_k": 40}, "top_k", "temperature and top_p alone"),
+        ({"top_k": -2}, "top_k", "greater than or equal to -1, not -2"),
+        ({"top_k": 1.5}, "top_k", "a whole number"),
+        ({"min_p": 1.5}, "min_p", "less than or equal to 1, not 1.5"),
+        ({"repetition_penalty": 0}, "repetition_penalty", "greater than 0, not 0"),
         ({"modalities": ["text", "audio"]}, "modalities", "without sound"),
         ({"n": 9}, "n", "at most 8"),
         ({"n": "two"}, "n", "a whole number, not 'two'"),
@@ -191,6 +196,39 @@ def test_fields_without_effect_are_named_in_a_header(served: Served) -> None:
     answer = post(served, messages=[{"role": "user", "content": detailed}], user="me", metadata={"a": "b"}, store=False)
     assert answer.headers["x-foveate-ignored"] == "user, metadata, store, detail"
     assert "x-foveate-ignored" not in post(served, user=None, metadata={}).headers
+
+
+@pytest.mark.parametrize("narrow", [{"top_k": 1}, {"min_p": 1}, {"top_p": 1e-6}])
+def test_drawing_from_one_token_is_the_likeliest(served: Served, narrow: dict[str, float]) -> None:
+    def texts(**more: Any) -> list[str]:
+        answers = choices(post(served, messages=HELLO, temperature=2, n=4, seed=3, max_tokens=12, **more))
+        return [answer["message"]["content"] for answer in answers]
+
+    likeliest = choices(post(served, messages=HELLO, max_tokens=12))[0]["message"]["content"]
+    assert texts(**narrow) == [likeliest] * 4
+    assert len(set(texts())) > 1 and texts(top_k=0, min_p=0) == texts(top_k=-1) == texts()
+
+
+def test_a_repetition_penalty_is_that_of_generate_and_1_is_none(served: Served, monkeypatch: Any) -> None:
+    """Also where the model has one of its own, which a request without one keeps."""
+    model, processor = served.engine.model, served.engine.processor
+    image = Image.open(EXAMPLES / "receipt.png").convert("RGB")
+    inputs = inputs_of_batch(model, processor, [messages_of([image], "What is the total?")])
+
+    def expected(penalty: float) -> str:
+        made = model.generate(**inputs, max_new_tokens=12, do_sample=False, repetition_penalty=penalty)
+        new = made[:, inputs["input_ids"].shape[1] :]
+        return processor.tokenizer.decode(new[0], skip_special_tokens=True).strip()
+
+    plain, penalised, other = expected(1.0), expected(10.0), expected(0.05)
+    assert len({plain, penalised, other}) == 3
+
+    def answered(**more: Any) -> str:
+        return choices(post(served, max_tokens=12, **more))[0]["message"]["content"]
+
+    assert [answered(), answered(repetition_penalty=10), answered(repetition_penalty=0.05)] == [plain, penalised, other]
+    monkeypatch.setattr(model.generation_config, "repetition_penalty", 10.0)
+    assert [answered(), answered(repetition_penalty=1)] == [penalised, plain]
 
 
 def test_several_answers(served: Served) -> None:

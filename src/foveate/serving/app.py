@@ -309,8 +309,15 @@ async def _begin(
     messages = body.conversation(visuals)
     for number in range(body.choices):
         seed = None if body.seed is None else body.seed + number
-        top_p = 1.0 if body.top_p is None else body.top_p
-        sampling = Sampling(body.temperature or 0.0, top_p, seed, body.top)
+        sampling = Sampling(
+            body.temperature or 0.0,
+            1.0 if body.top_p is None else body.top_p,
+            max(body.top_k or 0, 0),
+            body.min_p or 0.0,
+            body.repetition_penalty,
+            seed,
+            body.top,
+        )
         job = Job(messages, chosen, body.limit, sampling, body.stops, partial(deliver, number), body.stream, hands_over)
         engine.submit(job)
         jobs.append(job)

@@ -51,6 +51,7 @@ from foveate.serving.generation import (
     GenerationState,
     LogprobRecorder,
     Piece,
+    RepetitionPenalties,
     Sampler,
     Sampling,
     StopCriterion,
@@ -311,11 +312,12 @@ class Engine:
         sampling = [job.sampling for job in batch]
         logprobs = LogprobRecorder(sampling, tokenizer_of(self.processor))
         draw = [] if all(settings.greedy for settings in sampling) else [Sampler(sampling, self.model.device)]
+        penalties = self._take_penalties(config, sampling, inputs)
         self.metrics.batch.observe(len(batch))
         self.model.generate(
             **inputs,
             generation_config=config,
-            logits_processor=LogitsProcessorList([logprobs, *draw] if logprobs.top_logprobs else draw),
+            logits_processor=LogitsProcessorList([*penalties, *([logprobs] if logprobs.top_logprobs else []), *draw]),
             stopping_criteria=StoppingCriteriaList([StopCriterion(rows, lambda: self._stepped(batch, rows), logprobs)]),
         )
         counts = image_tokens(self.model, inputs["input_ids"])
@@ -405,6 +407,18 @@ class Engine:
             return job.cancelled.is_set() or self._stopping
 
         return GenerationState(tokenizer, ends, limit, job.stops, receive, gone)
+
+    def _take_penalties(self, config: Any, sampling: Sequence[Sampling], inputs: Any) -> list[RepetitionPenalties]:
+        """Move the repetition penalty from a generation config into a processor with one per row."""
+        own = config.repetition_penalty or 1.0
+        penalties = [own if one.repetition_penalty is None else one.repetition_penalty for one in sampling]
+        config.repetition_penalty = 1.0  # with None, `generate` takes the model's own again
+        if all(penalty == 1 for penalty in penalties):
+            return []
+        padding = (inputs["attention_mask"] == 0).sum(dim=1).tolist()
+        if self.model.config.is_encoder_decoder:  # whose answers begin anew
+            padding = [0] * len(padding)
+        return [RepetitionPenalties(penalties, padding)]
 
     def _stepped(self, batch: list[Job], rows: list[GenerationState]) -> None:
         for job, row in zip(batch, rows, strict=True):

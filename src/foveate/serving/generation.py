@@ -12,7 +12,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, StoppingCriteria
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    StoppingCriteria,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 #: Below this a temperature is 0: scores divided by it are the likeliest token alone, or no numbers at all.
 GREEDY = 1e-5
@@ -27,12 +36,18 @@ class Sampling:
     Args:
         temperature: 0, or what is nearly 0, takes the likeliest token.
         top_p: Of the likeliest tokens that together have this probability one is drawn.
+        top_k: One of so many of the likeliest tokens is drawn; 0 is all.
+        min_p: Tokens with less than this share of the likeliest token's probability are not drawn.
+        repetition_penalty: Divides the scores of tokens that prompt and answer have already; None is the model's own.
         seed: None draws anew every time.
         top_logprobs: Number of alternatives per token; None: no log probabilities.
     """
 
     temperature: float = 0.0
     top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float | None = None
     seed: int | None = None
     top_logprobs: int | None = None
 
@@ -246,7 +261,7 @@ class Sampler(LogitsProcessor):
     """
 
     def __init__(self, sampling: Sequence[Sampling], device: torch.device) -> None:
-        self.sampling = sampling
+        self.warpers = [_warpers(settings) for settings in sampling]
         self.generators = [torch.Generator(device) for _ in sampling]
         for settings, generator in zip(sampling, self.generators, strict=True):
             if settings.seed is None:
@@ -257,14 +272,47 @@ class Sampler(LogitsProcessor):
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         """Return scores (B, V) with all but the sampled token at minus infinity, in rows that sample."""
         drawn = scores.clone()
-        for row, (settings, generator) in enumerate(zip(self.sampling, self.generators, strict=True)):
-            if not settings.greedy:
-                logprobs = (scores[row].float() / settings.temperature).softmax(dim=-1)
-                if settings.top_p < 1:
-                    ordered, places = logprobs.sort(descending=True)
-                    beyond = ordered.cumsum(dim=-1) - ordered >= settings.top_p  # the first token is never beyond
-                    logprobs = logprobs.index_fill(0, places[beyond], 0)
-                token = torch.multinomial(logprobs, 1, generator=generator)
+        for row, (warpers, generator) in enumerate(zip(self.warpers, self.generators, strict=True)):
+            if warpers is not None:
+                warped = warpers(input_ids[row : row + 1], scores[row : row + 1].float())
+                token = torch.multinomial(warped.softmax(dim=-1), 1, generator=generator)[0]
                 drawn[row] = -torch.inf
                 drawn[row, token] = 0
         return drawn
+
+
+def _warpers(settings: Sampling) -> LogitsProcessorList | None:
+    """What changes the scores of a row before a token is drawn, in the order of `generate`; None in greedy decoding."""
+    if settings.greedy:
+        return None
+    warpers = LogitsProcessorList([TemperatureLogitsWarper(settings.temperature)])
+    if settings.top_k:
+        warpers.append(TopKLogitsWarper(settings.top_k))
+    if settings.top_p < 1:
+        warpers.append(TopPLogitsWarper(settings.top_p))
+    if settings.min_p:
+        warpers.append(MinPLogitsWarper(settings.min_p))
+    return warpers
+
+
+class RepetitionPenalties(LogitsProcessor):
+    """Logits processor with a repetition penalty per row.
+
+    Args:
+        penalties: Of every row; 1 is none.
+        padding: Tokens before every row's prompt, which are not the row's own.
+    """
+
+    def __init__(self, penalties: Sequence[float], padding: Sequence[int]) -> None:
+        self.rows = {
+            row: (begin, RepetitionPenaltyLogitsProcessor(float(penalty)))
+            for row, (penalty, begin) in enumerate(zip(penalties, padding, strict=True))
+            if penalty != 1
+        }
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        """Return scores (B, V) with the penalties applied."""
+        penalised = scores.clone()
+        for row, (begin, processor) in self.rows.items():
+            penalised[row : row + 1] = processor(input_ids[row : row + 1, begin:], scores[row : row + 1])
+        return penalised

@@ -190,6 +190,11 @@ class ChatRequest(_Strict):
     max_completion_tokens: int | None = Field(default=None, ge=1, description="The same as max_tokens.")
     temperature: float | None = Field(default=None, ge=0, le=2, description="0, the default: the likeliest token.")
     top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=-1, description="0, the default, and -1: all tokens.")
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    repetition_penalty: float | None = Field(
+        default=None, gt=0, le=10, description="1: none; by default that of the model's generation configuration."
+    )
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     stop: Annotated[
         list[str] | None, Field(max_length=MOST_STOPS), BeforeValidator(_stops), WithJsonSchema(_STOP_SCHEMA)

@@ -299,6 +299,7 @@ def test_a_plan_of_a_model_without_plans_is_refused(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("FOVEATE_PLAN", "divprune:4")
     with pytest.raises(ValueError, match="takes no plans in vLLM"):
         configured()
-    assert configured(hf_overrides={"foveate_plan": ""})
+    for none in ("", None):
+        assert configured(hf_overrides={"foveate_plan": none})
     monkeypatch.delenv("FOVEATE_PLAN")
     assert configured()

@@ -226,11 +226,20 @@ def _places(plan: Plan, served: ServedConnector) -> tuple[int, ...] | None:
     return tuple(places_at_length(served.connector, served.grid, count).tolist())
 
 
-def serving_of(config: Any) -> EnginePlans | None:
-    """Read an engine's plans from its Hugging Face configuration, else from the environment.
+def plan_text(config: Any) -> Any:
+    """Read an engine's plan from its Hugging Face configuration, else from the environment; "" is none.
 
-    An override with an empty text disables plans regardless of the environment. The value of the environment is stored
-    in the configuration, so that an engine keeps it.
+    An override that is empty or null disables plans regardless of the environment. The value of the environment is
+    stored in the configuration, so that an engine keeps it.
+    """
+    if not hasattr(config, NAME):
+        setattr(config, NAME, os.environ.get(VARIABLE, ""))
+    text = getattr(config, NAME)
+    return "" if text is None else text
+
+
+def serving_of(config: Any) -> EnginePlans | None:
+    """Read an engine's plans; see `plan_text`.
 
     Returns:
         None where the engine has no plan: it is as vLLM made it.
@@ -238,10 +247,8 @@ def serving_of(config: Any) -> EnginePlans | None:
     Raises:
         FoveateError: the plan is no text, or the model is of a kind that has none.
     """
-    if not hasattr(config, NAME):
-        setattr(config, NAME, os.environ.get(VARIABLE, ""))
-    text = getattr(config, NAME)
-    if text is None or text == "":
+    text = plan_text(config)
+    if text == "":
         return None
     if not isinstance(text, str):
         raise FoveateError(f"{NAME} is a plan as text, such as 'divprune:64' or '{FULL_MODEL}', not {text!r}.")

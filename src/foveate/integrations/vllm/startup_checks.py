@@ -6,7 +6,6 @@ that cannot be served ends the start with one sentence.
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import vllm  # ty: ignore[import-not-found]
@@ -16,7 +15,7 @@ from foveate.compat import warn_if_untested
 from foveate.core.errors import FoveateError
 from foveate.integrations.vllm import MODELS
 from foveate.integrations.vllm.connectors import served_connector
-from foveate.integrations.vllm.plans import BLIND, NAME, VARIABLE, serving_of
+from foveate.integrations.vllm.plans import BLIND, NAME, plan_text, serving_of
 
 
 def prepare(architecture: str, has_plans: bool = True) -> None:
@@ -57,8 +56,7 @@ def check_without_plans(vllm_config: Any) -> None:
         FoveateError: it has one.
     """
     model = vllm_config.model_config
-    text = getattr(model.hf_config, NAME, None)
-    text = os.environ.get(VARIABLE, "") if text is None else text
+    text = plan_text(model.hf_config)
     if model.multimodal_config is not None and text != "":
         raise FoveateError(
             f"{model.architecture} takes no plans in vLLM, and this engine was given {text!r}; possible are "
