@@ -24,6 +24,7 @@ from foveate.benchmark.rows import Rows
 from foveate.benchmark.tasks import items
 from foveate.cli import main
 from tests.full_disk import room
+from tests.tiny_model import save_llava_uhd
 
 SMALL: dict[str, Any] = {"count": 3, "sides": (128, 192), "difficulty": 0.2, "batch_size": 2, "threads": 1}
 TASKS = ("shape_colour", "chat")
@@ -205,6 +206,35 @@ def test_answers_to_a_file_that_has_changed_are_not_gone_on_with(tmp_path):
     assert run(settings("untouched"), path, resume=True)["rows"]
     with pytest.raises(FoveateError, match="answers to other questions of .*questions.jsonl, which has changed"):
         run(settings("two"), path, resume=True)
+
+
+def test_answers_of_a_model_that_has_changed_are_not_gone_on_with(tmp_path):
+    folder, path = save_llava_uhd(tmp_path / "model"), tmp_path / "result.json"
+
+    def settings(*models: str) -> AccuracySettings:
+        return AccuracySettings(models=models, tasks=("shape_colour",), **{**SMALL, "count": 1})
+
+    first = run(settings(str(folder)), path)
+    assert run(settings(str(folder)), path, resume=True)["rows"] == first["rows"]
+    assert len(run(settings(str(folder), "embedded"), path, resume=True)["rows"]) == 2 * len(first["rows"])
+    before = rows_path(path).read_bytes()
+    weights = next(folder.glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    with pytest.raises(FoveateError, match=r"answers of .*model with other weights"):
+        run(settings("embedded", str(folder)), path, resume=True)
+    assert rows_path(path).read_bytes() == before
+
+
+def test_a_model_that_cannot_be_loaded_leaves_no_answers_to_continue(tmp_path):
+    folder, path = save_llava_uhd(tmp_path / "model"), tmp_path / "result.json"
+    settings = AccuracySettings(models=(str(folder),), tasks=("shape_colour",), **{**SMALL, "count": 1})
+    weights = next(folder.glob("*.safetensors"))
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:100])
+    with pytest.raises(FoveateError):
+        run(settings, path)
+    weights.write_bytes(whole)
+    assert run(settings, path)["rows"]
 
 
 def command(path: Path, *more: str) -> list[str]:

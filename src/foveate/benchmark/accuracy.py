@@ -25,7 +25,7 @@ from foveate.benchmark.tasks import ClipSettings, Item, check_clips, items, turn
 from foveate.core.errors import FoveateError
 from foveate.core.full_model import is_full_model
 from foveate.core.plan import Plan
-from foveate.loading import load
+from foveate.loading import fingerprint, load
 from foveate.runtime import compress, handle_of
 from foveate.synthetic.clips import CLIP_TASKS
 
@@ -171,6 +171,8 @@ def run(
     """
     rows = Rows(None if path is None else rows_path(path), settings.described, resume, partial=("clips",))
     _check_questions(rows, settings)
+    for name in settings.models:
+        rows.check_model(name, _content(name))
     run = _Run(settings, rows, report, progress)
     with profiling.threads(settings.threads):
         hardware = profiling.hardware(settings.runs_on)
@@ -197,6 +199,15 @@ def run(
             document()
             raise
         return document()
+
+
+def _place(name: str) -> str | None:
+    """Return what `foveate.load` is given for a model of the settings."""
+    return None if name == "embedded" else name
+
+
+def _content(name: str) -> str:
+    return fingerprint(_place(name)) or ""
 
 
 def _check_questions(rows: Rows, settings: AccuracySettings) -> None:
@@ -237,9 +248,8 @@ class _Run:
             self._advance(len(settings.tasks) * settings.count * len(settings.plans), name)
             return
         self.report(f"loading {name}")
-        model, processor = load(
-            None if name == "embedded" else name, dtype=settings.dtype, device=settings.device, plan=None
-        )
+        self.rows.begin(name, _content(name))
+        model, processor = load(_place(name), dtype=settings.dtype, device=settings.device, plan=None)
         for plan in self.possible(name):
             followed = None if plan == FULL_MODEL else Plan.of(plan).for_model
             if followed is not None:

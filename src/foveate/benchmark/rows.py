@@ -45,6 +45,7 @@ class Rows:
         self.rows: list[dict[str, Any]] = []
         self.impossible: dict[tuple[str, str], dict[str, str]] = {}
         self.finished: set[tuple[str, str, str]] = set()
+        self._contents: dict[str, str] = {}  # of models, by name
         self._known: set[tuple[Any, ...]] = set()
         head = {"kind": KIND, "settings": json.loads(json.dumps(settings))}
         if path is None:
@@ -64,6 +65,20 @@ class Rows:
         new = [row for row in rows if _key(row) not in self._known]
         self._take(new)
         self._write(new)
+
+    def check_model(self, model: str, content: str) -> None:
+        """Raise FoveateError if there are answers of a model with other content, such as weights trained further."""
+        if self._contents.get(model, content) != content:
+            raise FoveateError(
+                f"{self.path} has answers of {model} with other weights: its files have changed since; choose another "
+                "file."
+            )
+
+    def begin(self, model: str, content: str) -> None:
+        """Record what a model is whose answers follow."""
+        if model not in self._contents:
+            self._write([{"begun": {"model": model, "content": content}}])
+            self._contents[model] = content
 
     def fail(self, model: str, plan: str, error: FoveateError) -> None:
         """Record that a plan cannot run on a model; its earlier answers no longer count."""
@@ -95,7 +110,7 @@ class Rows:
         entries, broken = _entries(path)
         if not entries or not isinstance(entries[0], dict) or entries[0].get("kind") != KIND:
             raise FoveateError(f"{path} has no answers of this benchmark; choose another file.")
-        if len(entries) == 1:  # a run that failed before its first answer
+        if all("begun" in entry for entry in entries[1:]):  # a run that failed before its first answer
             write_text(path, json.dumps(head) + "\n")
             return
         if not resume:
@@ -119,6 +134,8 @@ class Rows:
             elif "finished" in entry:
                 line = entry["finished"]
                 self.finished |= {(line["model"], plan, line["task"]) for plan in line["plans"]}
+            elif "begun" in entry:
+                self._contents[entry["begun"]["model"]] = entry["begun"]["content"]
             else:
                 self._take([entry])
 
