@@ -10,6 +10,7 @@ import pytest
 from foveate import FoveateError
 from foveate.clips import ClipLimits, clip_of_frames, is_clip, open_clip
 from foveate.clips.pyav import PyAVSource
+from foveate.clips.writing import write_clip
 from foveate.core.plan import Budget, Step
 from foveate.methods.frames.uniform_frames import UniformFrames
 from tests.video_files import save_clip, save_frames, save_sound, turn_clockwise
@@ -279,3 +280,23 @@ def test_a_file_of_any_name_opens_no_other_file(tmp_path):
         for source in (tmp_path / f"{name}.mp4", text.encode()):
             with pytest.raises(FoveateError, match="cannot be decoded as a video"):
                 open_clip(source)
+
+
+def test_a_clip_that_cannot_be_written_leaves_what_was_there(tmp_path):
+    """No half file remains where frames fail in the middle, and none where there was none."""
+    path, frame = tmp_path / "clip.mp4", np.zeros((16, 32, 3), np.uint8)
+
+    def failing():
+        yield frame
+        raise ValueError("no more frames")
+
+    with pytest.raises(ValueError, match="no more frames"):
+        write_clip(path, failing(), 4)
+    assert not list(tmp_path.iterdir())
+    write_clip(path, [frame] * 4, 4)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="no more frames"):
+        write_clip(path, failing(), 4)
+    assert [path] == list(tmp_path.iterdir()) and path.read_bytes() == before
+    with pytest.raises(FoveateError, match="could not be written"):
+        write_clip(tmp_path / "no-such-folder" / "clip.mp4", [frame], 4)

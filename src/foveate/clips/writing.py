@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from foveate.core.errors import FoveateError
+from foveate.core.files import atomic_write
 
 
 def write_clip(
@@ -30,13 +31,20 @@ def write_clip(
         keyframes: Frames from one keyframe to the next; default: those of the codec.
 
     Raises:
-        FoveateError: PyAV is not installed.
+        FoveateError: PyAV is not installed, or the file could not be written; nothing of it remains.
     """
     try:
         import av
     except ImportError as error:
         raise FoveateError("writing clips needs PyAV: pip install 'foveate[video]'.") from error
-    file = target if isinstance(target, io.BytesIO) else os.fspath(target)
+    if isinstance(target, io.BytesIO):
+        _encode(av, target, frames, fps, codec, keyframes)
+        return
+    with atomic_write(target) as partial:
+        _encode(av, str(partial), frames, fps, codec, keyframes)
+
+
+def _encode(av: Any, file: Any, frames: Iterable[np.ndarray], fps: int, codec: str, keyframes: int | None) -> None:
     with av.open(file, "w", format="mp4") as container:
         stream: Any = container.add_stream(codec, rate=fps)
         stream.pix_fmt = "yuv420p"
