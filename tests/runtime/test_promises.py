@@ -272,3 +272,25 @@ def test_labels_give_the_loss_of_the_short_sequence(name: str, side: str) -> Non
             torch.nn.functional.cross_entropy(predicted[:-1].float(), short[1:], reduction="none")[short[1:] >= 0]
         )
     torch.testing.assert_close(out.loss, torch.cat(losses).mean(), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", sorted(zoo()))
+def test_positions_are_what_was_asked_for_or_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Contiguous ones count the tokens that the language model reads; M-RoPE has no such order."""
+    specimen = zoo()[name]
+    model, inputs = specimen.model(), specimen.prompts(specimen.model(), (((3, 4),),))
+    family = foveate.families.family_of(model)
+    text, seen = family.text(family.core(model)), {}
+    forward = text.forward
+    monkeypatch.setattr(text, "forward", lambda *args, **kwargs: [seen.update(kwargs), forward(*args, **kwargs)][1])
+    logits(model, inputs)
+    axes = 1 if (positions := seen.get("position_ids")) is None or positions.ndim == 2 else len(positions)
+    if axes > 1:
+        with pytest.raises(FoveateError, match="positions='contiguous' cannot be followed"):
+            foveate.compress(model, "uniform:3", positions="contiguous")
+        return
+    with foveate.compress(model, "uniform:3", positions="contiguous"):
+        logits(model, inputs)
+    length, positions = seen["inputs_embeds"].shape[1], seen.get("position_ids")
+    if positions is not None:  # those of PaliGemma begin with 1
+        assert (positions - positions[0, 0]).tolist() == [list(range(length))]

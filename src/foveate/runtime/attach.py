@@ -72,8 +72,8 @@ def compress(
         budget: Budget for a one-step plan without one, such as `"divprune"` or a method object: tokens (int), a
             fraction (float) or text ("25%").
         positions: Position ids of kept tokens: "original" keeps those of the full sequence, "contiguous" closes the
-            gaps. Default: as in the method's paper. Models with M-RoPE keep the original ones, except under methods
-            that map the features to a smaller raster, whose positions are "contiguous" ones.
+            gaps. Default: as in the method's paper. Models with M-RoPE keep the original ones and refuse "contiguous",
+            except under methods that map the features to a smaller raster, whose positions are "contiguous" ones.
         text_features: (prompts, d) or (d,), embeddings of the prompts in the space of the encoder's [CLS] token, for
             methods that compare images with a contrastive text encoder.
         processor: The model's processor or tokenizer, for question-aware methods: it separates the user's words from
@@ -167,6 +167,11 @@ class Handle(NotCopyable):
         self._patches = Patches()
         if positions not in (None, "original", "contiguous"):
             raise FoveateError(f"positions are 'original' or 'contiguous', not {positions!r}.")
+        if positions == "contiguous" and self._keeps_positions:
+            raise FoveateError(
+                "positions='contiguous' cannot be followed in this model, whose tokens have positions in time, height "
+                "and width (M-RoPE): leave it out, and kept tokens have their original ones."
+            )
         own_compression = getattr(self._core, "own_compression", None)
         if own_compression is not None:
             raise FoveateError(
@@ -213,6 +218,12 @@ class Handle(NotCopyable):
         except BaseException:
             self.restore()
             raise
+
+    @property
+    def _keeps_positions(self) -> bool:
+        """Whether the model has M-RoPE, and the plan no smaller raster."""
+        smaller = any(isinstance(step.method, RasterMethod) for step in self.plan.steps)
+        return hasattr(self._core, "get_rope_index") and not smaller
 
     # Public methods
 
