@@ -1,4 +1,4 @@
-"""Accuracy tables, from `benchmarks/results/accuracy-*.json`."""
+"""Accuracy tables, from `benchmarks/results/accuracy-*.json` and `leaders-*.json`."""
 
 from __future__ import annotations
 
@@ -23,22 +23,41 @@ def runs(root: Path, kind: str = "accuracy") -> list[Row]:
 def full(root: Path) -> str:
     """Every plan, grouped by budget."""
     results = runs(root)
-    models = _models(results)
-    parts = []
-    budgets = dict.fromkeys(row["budget"] for run in results for row in run["rows"] if row["plan"] != FULL_MODEL)
-    for budget in sorted(budgets, key=lambda text: (text is None, _size(text))):
-        by_plan = _by_plan(results, budget)
-        ordered = sorted(by_plan, key=lambda plan: (_inert(by_plan[plan], any), -_mean(by_plan[plan])))
-        title = "Methods without a budget" if budget is None else f"{budget} of the tokens"
-        parts.append(f"## {title}\n\n{_table(models, results, [(plan, by_plan[plan]) for plan in ordered])}")
-    made = [f"- `{run['path']}`: `{run['command']}`, {run['hardware']['cpu']}" for run in results]
+    parts = _budgets(results)
+    made = _commands(results)
     impossible: dict[str, None] = {}
     for run in results:
         for line in run["impossible"]:
             impossible[f"{line['plan'].split(':')[0]}, {_name(line['model'])}: {line['reason']}"] = None
     if impossible:
         parts.append("## Not supported\n\n" + "\n".join(f"- {line}" for line in impossible))
-    return "\n\n".join([*parts, "## Commands\n\n" + "\n".join(made)]) if parts else "*Nothing has been measured yet.*"
+    return "\n\n".join([*parts, "## Commands\n\n" + made]) if parts else "*Nothing has been measured yet.*"
+
+
+def leaders(root: Path) -> str:
+    """The plans that were asked more questions."""
+    results = runs(root, "leaders")
+    if not results:
+        return "*Nothing has been measured yet.*"
+    questions = sorted({row["count"] for run in results for row in run["rows"] if row["task"] == "all"})
+    made = f"Questions per model: {', '.join(f'{count:,}' for count in questions)}."
+    return "\n\n".join([*(part.replace("## ", "### ") for part in _budgets(results)), made, _commands(results)])
+
+
+def _budgets(results: list[Row]) -> list[str]:
+    """A table for every budget."""
+    models, parts = _models(results), []
+    budgets = dict.fromkeys(row["budget"] for run in results for row in run["rows"] if row["plan"] != FULL_MODEL)
+    for budget in sorted(budgets, key=lambda text: (text is None, _size(text))):
+        by_plan = _by_plan(results, budget)
+        ordered = sorted(by_plan, key=lambda plan: (_inert(by_plan[plan], any), -_mean(by_plan[plan])))
+        title = "Methods without a budget" if budget is None else f"{budget} of the tokens"
+        parts.append(f"## {title}\n\n{_table(models, results, [(plan, by_plan[plan]) for plan in ordered])}")
+    return parts
+
+
+def _commands(results: list[Row]) -> str:
+    return "\n".join(f"- `{run['path']}`: `{run['command']}`, {run['hardware']['cpu']}" for run in results)
 
 
 def tasks(root: Path) -> str:

@@ -314,6 +314,7 @@ BLOCKS: dict[str, Callable[[Path, Path], str]] = {
     "choice-text": part_of("choices", "text_heavy"),
     "choice-aggressive": part_of("choices", "aggressive"),
     "accuracy-full": part_of("accuracy", "full"),
+    "accuracy-leaders": part_of("accuracy", "leaders"),
     "accuracy-tasks": part_of("accuracy", "tasks"),
     "accuracy-groups": part_of("accuracy", "groups"),
     "accuracy-clips": part_of("clip_accuracy", "runs"),
