@@ -346,7 +346,9 @@ def test_a_file_that_is_no_table_is_refused(tmp_path, capsys):
 
 def test_every_connector_of_a_paper_has_a_recipe():
     folder = Path(__file__).parents[2] / "recipes/connectors"
-    assert {path.stem for path in folder.glob("*.yaml")} <= set(all_connectors())
+    assert {path.stem for path in folder.glob("*.yaml")} == set(all_connectors())
+    trained = {training.recipe for training in trainings()}
+    assert trained == {f"connectors/{name}" for name in all_connectors()}
 
 
 def test_rows_of_systems_that_are_gone_stay():

@@ -134,7 +134,9 @@ def _read(path: Path) -> dict[str, Any]:
     from foveate.benchmark.trained import conclude
 
     if not path.is_file():
-        raise FoveateError(f"there is no result {path}: run `foveate bench trained` first, or name another --output.")
+        raise FoveateError(
+            f"there is no result {path}: run the command without --show first, or name another --output."
+        )
     try:
         document = read_results(path)
         if document["kind"] != "trained":
