@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from foveate.models.llava_uhd import byte_tokenizer
-from foveate.serving.generation import GenerationState, LogprobRecorder, Piece, RepetitionPenalties, Sampler, Sampling
+from foveate.serving.generation import GenerationState, LogprobRecorder, Penalties, Piece, Sampler, Sampling
 
 END = 258
 
@@ -84,9 +84,13 @@ def test_rows_are_drawn_by_their_own_settings() -> None:
     assert (drawn[expected == 0] == 0).all()
 
 
-def test_padding_is_no_repetition() -> None:
+def test_penalties_are_of_a_rows_own_tokens() -> None:
+    """Padding is no repetition, and prompts count for the repetition penalty alone."""
     scores = torch.tensor([[2.0, -2.0, 4.0]])
-    alone = RepetitionPenalties([2.0], [0])(torch.tensor([[1, 2]]), scores)
+    repeated = Sampling(repetition_penalty=2.0)
+    alone = Penalties([repeated], [0], 2)(torch.tensor([[1, 2]]), scores)
     assert alone.tolist() == [[2.0, -4.0, 2.0]]
-    rows = RepetitionPenalties([2.0, 1.0], [2, 0])(torch.tensor([[0, 0, 1, 2], [0, 1, 2, 2]]), scores.repeat(2, 1))
-    assert rows.tolist() == [alone[0].tolist(), scores[0].tolist()]
+    rows = [repeated, Sampling(repetition_penalty=1.0), Sampling(frequency_penalty=0.5, presence_penalty=-1.0)]
+    ids = torch.tensor([[0, 0, 1, 2, 2], [0, 1, 2, 2, 1], [0, 0, 1, 2, 2]])
+    found = Penalties(rows, [2, 0, 1], 3)(ids, scores.repeat(3, 1))
+    assert found.tolist() == [alone[0].tolist(), scores[0].tolist(), [2.0, -2.0, 4.0 - 2 * 0.5 + 1.0]]

@@ -99,7 +99,9 @@ def test_fields_at_the_values_that_change_nothing_are_taken(served: Served) -> N
         ({"response_format": {"type": "json_object"}}, "response_format", "held to a format"),
         ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format", "json_schema"),
         ({"response_format": {"type": "xml"}}, "response_format.type", "'xml' is not possible"),
-        ({"frequency_penalty": 0.5}, "frequency_penalty", "write 0"),
+        ({"frequency_penalty": 2.5}, "frequency_penalty", "less than or equal to 2, not 2.5"),
+        ({"presence_penalty": -3}, "presence_penalty", "greater than or equal to -2, not -3"),
+        ({"length_penalty": 2}, "length_penalty", "does not know or support"),
         ({"top_k": -2}, "top_k", "greater than or equal to -1, not -2"),
         ({"top_k": 1.5}, "top_k", "a whole number"),
         ({"min_p": 1.5}, "min_p", "less than or equal to 1, not 1.5"),
@@ -215,20 +217,34 @@ def test_a_repetition_penalty_is_that_of_generate_and_1_is_none(served: Served, 
     image = Image.open(EXAMPLES / "receipt.png").convert("RGB")
     inputs = inputs_of_batch(model, processor, [messages_of([image], "What is the total?")])
 
+    def answered(**more: Any) -> str:
+        asked = post(served, max_tokens=12, foveate={"plan": "full model"}, **more)
+        return choices(asked)[0]["message"]["content"]
+
     def expected(penalty: float) -> str:
         made = model.generate(**inputs, max_new_tokens=12, do_sample=False, repetition_penalty=penalty)
         new = made[:, inputs["input_ids"].shape[1] :]
         return processor.tokenizer.decode(new[0], skip_special_tokens=True).strip()
 
-    plain, penalised, other = expected(1.0), expected(10.0), expected(0.05)
-    assert len({plain, penalised, other}) == 3
-
-    def answered(**more: Any) -> str:
-        return choices(post(served, max_tokens=12, **more))[0]["message"]["content"]
-
-    assert [answered(), answered(repetition_penalty=10), answered(repetition_penalty=0.05)] == [plain, penalised, other]
+    found = [answered(), answered(repetition_penalty=10), answered(repetition_penalty=0.05)]
+    assert found == [expected(1.0), expected(10.0), expected(0.05)] and len(set(found)) == 3
     monkeypatch.setattr(model.generation_config, "repetition_penalty", 10.0)
-    assert [answered(), answered(repetition_penalty=1)] == [penalised, plain]
+    assert [answered(), answered(repetition_penalty=1)] == [found[1], found[0]]
+
+
+def test_penalties_of_what_an_answer_has(served: Served) -> None:
+    def texts(**more: Any) -> list[str]:
+        page = asking("Read the first line.", RECEIPT)
+        answers = choices(post(served, messages=page, temperature=2, n=4, seed=3, max_tokens=40, **more))
+        return [answer["message"]["content"] for answer in answers]
+
+    def distinct(answers: list[str]) -> float:
+        return sum(len(set(text)) for text in answers) / sum(map(len, answers))
+
+    plain, repeating, varied = texts(), texts(frequency_penalty=-2), texts(presence_penalty=2)
+    assert texts(frequency_penalty=0, presence_penalty=0.0) == plain
+    assert len({*map(tuple, (plain, repeating, varied))}) == 3
+    assert distinct(repeating) < distinct(varied)  # less than 0: likelier
 
 
 def test_several_answers(served: Served) -> None:

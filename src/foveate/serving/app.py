@@ -315,6 +315,8 @@ async def _begin(
             max(body.top_k or 0, 0),
             body.min_p or 0.0,
             body.repetition_penalty,
+            body.frequency_penalty or 0.0,
+            body.presence_penalty or 0.0,
             seed,
             body.top,
         )

@@ -19,7 +19,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -50,8 +50,8 @@ from foveate.serving.generation import (
     FirstToken,
     GenerationState,
     LogprobRecorder,
+    Penalties,
     Piece,
-    RepetitionPenalties,
     Sampler,
     Sampling,
     StopCriterion,
@@ -408,17 +408,17 @@ class Engine:
 
         return GenerationState(tokenizer, ends, limit, job.stops, receive, gone)
 
-    def _take_penalties(self, config: Any, sampling: Sequence[Sampling], inputs: Any) -> list[RepetitionPenalties]:
-        """Move the repetition penalty from a generation config into a processor with one per row."""
+    def _take_penalties(self, config: Any, sampling: Sequence[Sampling], inputs: Any) -> list[Penalties]:
+        """Move the repetition penalty from a generation config into a processor with the penalties of every row."""
         own = config.repetition_penalty or 1.0
-        penalties = [own if one.repetition_penalty is None else one.repetition_penalty for one in sampling]
         config.repetition_penalty = 1.0  # with None, `generate` takes the model's own again
-        if all(penalty == 1 for penalty in penalties):
+        rows = [one if one.repetition_penalty is not None else replace(one, repetition_penalty=own) for one in sampling]
+        if not any(row.penalised for row in rows):
             return []
-        padding = (inputs["attention_mask"] == 0).sum(dim=1).tolist()
-        if self.model.config.is_encoder_decoder:  # whose answers begin anew
-            padding = [0] * len(padding)
-        return [RepetitionPenalties(penalties, padding)]
+        if self.model.config.is_encoder_decoder:  # whose answers begin anew, with one token
+            return [Penalties(rows, [0] * len(rows), 1)]
+        mask = inputs["attention_mask"]
+        return [Penalties(rows, (mask == 0).sum(dim=1).tolist(), mask.shape[1])]
 
     def _stepped(self, batch: list[Job], rows: list[GenerationState]) -> None:
         for job, row in zip(batch, rows, strict=True):

@@ -27,8 +27,6 @@ class FieldError(FoveateError):
 
 #: Fields of OpenAI's API and of other servers with the values at which they ask for what happens anyway.
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
     "length_penalty": (1,),
     "best_of": (1,),
     "min_tokens": (0,),
@@ -61,8 +59,6 @@ REASONS: Mapping[str, str] = {
     "audio": _NO_AUDIO,
     "modalities": _NO_AUDIO,
     "logit_bias": "tokens cannot be made likelier or less likely one by one; leave it out",
-    "frequency_penalty": "answers are drawn without this penalty; leave it out or write 0",
-    "presence_penalty": "answers are drawn without this penalty; leave it out or write 0",
     "reasoning_effort": "models do not reason before they answer here; leave it out",
     "verbosity": "the length of an answer follows the question and max_tokens; leave it out",
     "refusal": "a message of the assistant has content or a refusal, not both; leave one of them out",

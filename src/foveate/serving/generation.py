@@ -38,7 +38,9 @@ class Sampling:
         top_p: Of the likeliest tokens that together have this probability one is drawn.
         top_k: One of so many of the likeliest tokens is drawn; 0 is all.
         min_p: Tokens with less than this share of the likeliest token's probability are not drawn.
-        repetition_penalty: Divides the scores of tokens that prompt and answer have already; None is the model's own.
+        repetition_penalty: Makes tokens that prompt and answer have already less likely; None is the model's own.
+        frequency_penalty: Taken from the score of a token for every time that the answer has it.
+        presence_penalty: Taken from the score of a token that the answer has.
         seed: None draws anew every time.
         top_logprobs: Number of alternatives per token; None: no log probabilities.
     """
@@ -48,6 +50,8 @@ class Sampling:
     top_k: int = 0
     min_p: float = 0.0
     repetition_penalty: float | None = None
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
     seed: int | None = None
     top_logprobs: int | None = None
 
@@ -55,6 +59,11 @@ class Sampling:
     def greedy(self) -> bool:
         """Whether the row uses greedy decoding."""
         return self.temperature < GREEDY
+
+    @property
+    def penalised(self) -> bool:
+        """Whether tokens that were written already become less likely, or likelier."""
+        return self.repetition_penalty not in (None, 1) or bool(self.frequency_penalty or self.presence_penalty)
 
 
 @dataclass(frozen=True)
@@ -295,24 +304,30 @@ def _warpers(settings: Sampling) -> LogitsProcessorList | None:
     return warpers
 
 
-class RepetitionPenalties(LogitsProcessor):
-    """Logits processor with a repetition penalty per row.
+class Penalties(LogitsProcessor):
+    """Logits processor with penalties per row for tokens that were written already, in the order of vLLM.
 
     Args:
-        penalties: Of every row; 1 is none.
+        sampling: Of every row, with a repetition penalty.
         padding: Tokens before every row's prompt, which are not the row's own.
+        prompt: Tokens of the longest prompt; the answer begins after them.
     """
 
-    def __init__(self, penalties: Sequence[float], padding: Sequence[int]) -> None:
+    def __init__(self, sampling: Sequence[Sampling], padding: Sequence[int], prompt: int) -> None:
         self.rows = {
-            row: (begin, RepetitionPenaltyLogitsProcessor(float(penalty)))
-            for row, (penalty, begin) in enumerate(zip(penalties, padding, strict=True))
-            if penalty != 1
+            row: (settings, begin)
+            for row, (settings, begin) in enumerate(zip(sampling, padding, strict=True))
+            if settings.penalised
         }
+        self.prompt = prompt
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         """Return scores (B, V) with the penalties applied."""
         penalised = scores.clone()
-        for row, (begin, processor) in self.rows.items():
-            penalised[row : row + 1] = processor(input_ids[row : row + 1, begin:], scores[row : row + 1])
+        for row, (settings, begin) in self.rows.items():
+            if settings.repetition_penalty is not None:
+                repeated = RepetitionPenaltyLogitsProcessor(float(settings.repetition_penalty))
+                penalised[row] = repeated(input_ids[row : row + 1, begin:], scores[row : row + 1])[0]
+            counts = torch.bincount(input_ids[row, self.prompt :], minlength=scores.shape[1]).to(scores)
+            penalised[row] -= settings.frequency_penalty * counts + settings.presence_penalty * counts.clamp(max=1)
         return penalised

@@ -195,6 +195,8 @@ class ChatRequest(_Strict):
     repetition_penalty: float | None = Field(
         default=None, gt=0, le=10, description="1: none; by default that of the model's generation configuration."
     )
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     stop: Annotated[
         list[str] | None, Field(max_length=MOST_STOPS), BeforeValidator(_stops), WithJsonSchema(_STOP_SCHEMA)
