@@ -107,9 +107,6 @@ class System:
 #: Squares of 12 x 12 patches that give 36, 16, 9 and 4 tokens; the papers have the first three on 24 x 24 patches.
 _SCALES = {tokens: {"scale": scale} for tokens, scale in ((36, 2), (16, 3), (9, 4), (4, 6))}
 
-#: Of 24 x 24 patches LLaVA-UHD v1 has 64 tokens, or 144 with a cell for each: a ninth and a quarter, as here.
-_QUERIES = {tokens: {"num_queries": tokens} for tokens in (36, 16)}
-
 #: The shape of the trained tower, for encoders that are trained from random weights: 6 blocks, of which all are read.
 _BLOCKS = {"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 3, "intermediate_size": 768}
 _VIT = {"type": "plain_vit", "image_size": 168, "patch_size": 14, **_BLOCKS}
@@ -137,8 +134,9 @@ SYSTEMS: tuple[System, ...] = (
     System("average", _SCALES, control=True),
     System("pixel_unshuffle", _SCALES, control=True),
     System("tokenpacker", _SCALES),
-    System("resampler", _QUERIES),
-    System("spatial_resampler", _QUERIES),
+    # LLaVA-UHD v1 has a ninth of 24 x 24 patches, and a quarter where every query has its own cell.
+    System("resampler", {16: {"num_queries": 16}}),
+    System("spatial_resampler", {36: {"num_queries": 36}}),
     System("fourier", {36: {"ratio": 1 / 2}, 16: {"ratio": 1 / 3}, 9: {"ratio": 1 / 4}}),
     System("oryx", nested=(9, 36, 144)),
     System("m3", nested=(1, 9, 36, 144)),
