@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 pytest.importorskip("trl", reason="TRL comes with the extra train")
 
@@ -73,6 +74,7 @@ def test_a_stopped_run_gives_the_weights_of_an_unstopped_one(tmp_path: Path) -> 
     torch.testing.assert_close(weights(resumed.network), weights(whole.network), atol=1e-6, rtol=1e-5)
     log = [json.loads(line) for line in (run.path / "grpo" / "log.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in log] == [1, 2] and {"reward", "asked_small", "image_tokens"} <= set(log[0])
+    assert Image.open(run.path / "grpo" / "curve.png").size == (990, 660)
     one.save(resumed.network, tmp_path / "out")
     model, _ = foveate.load(tmp_path / "out")
     torch.testing.assert_close(weights(model), weights(whole.network), atol=1e-6, rtol=1e-5)

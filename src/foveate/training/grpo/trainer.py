@@ -25,8 +25,9 @@ from foveate.core.text_files import read_json
 from foveate.training import checkpoints
 from foveate.training.callbacks import StopRequest
 from foveate.training.grpo.advantages import informative
+from foveate.training.grpo.curve import draw_curve
 from foveate.training.grpo.rollouts import Conversation, Question, Rollout, log_probabilities, padded
-from foveate.training.log import RunLog
+from foveate.training.log import RunLog, require_matplotlib
 from foveate.training.precision import bfloat16_pays
 from foveate.training.run_directory import OnProgress
 
@@ -207,7 +208,7 @@ def run_grpo(
         conversation: Model, processor and acquisition; the model is trained in place.
         question: Question of a number.
         score: Rewards and advantages; see `TwoTurnGRPOTrainer`.
-        folder: Gets checkpoints and `log.jsonl`.
+        folder: Gets checkpoints, `log.jsonl` and its plot, `curve.png`.
         on_progress: Called after every step.
         stop: Asked after every step.
         steps: Optimizer steps.
@@ -225,8 +226,9 @@ def run_grpo(
         Steps done, and whether these are all.
 
     Raises:
-        FoveateError: the sizes do not divide each other.
+        FoveateError: the sizes do not divide each other, or matplotlib is missing.
     """
+    require_matplotlib()
     rollouts = questions * group
     if group < 2:
         raise FoveateError(f"a group has 2 or more rollouts, whose rewards are compared, not {group}.")
@@ -275,6 +277,7 @@ def run_grpo(
     elif checkpoint is not None:
         trainer._load_from_checkpoint(checkpoint)
     done = max(done, cast("int", trainer.state.global_step))
+    draw_curve(log, folder / "curve.png")
     model.to(device).eval()
     return done, done >= steps
 
