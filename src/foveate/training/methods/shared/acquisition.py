@@ -306,5 +306,6 @@ class AcquisitionTrainConfig(GRPOTrainConfig):
     """Options of models that ask for more of an image."""
 
     prompts: str = option("full", "Prompts: full, short (the question alone, for small models), or a JSON file.")
-    width: int = option(128, "Width of rendered pages, in pixels.", minimum=96)
-    height: int = option(96, "Height of rendered pages, in pixels.", minimum=64)
+    # Small print of these pages can just be read by the embedded model, whose capitals have 12 pixels or more.
+    width: int = option(256, "Width of rendered pages, in pixels.", minimum=96)
+    height: int = option(192, "Height of rendered pages, in pixels.", minimum=64)
