@@ -81,6 +81,7 @@ pictures() { # the figure of the README and the report with its images
     make picture
     foveate report "$results"/accuracy-embedded.json "$results"/accuracy-measure-llava.json \
         "$results"/accuracy-measure-qwen2.5-vl.json "$results"/speed-cpu-decoder.json "$results"/speed-measure-*.json \
+        "$results"/trained.json \
         -o docs/results --pictures-model embedded --pictures-model benchmarks/models/measure-llava --redraw
 }
 
