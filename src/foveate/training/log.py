@@ -94,9 +94,7 @@ def require_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise FoveateError(
-            "plots need matplotlib; install it with `pip install foveate[train]`."
-        ) from error
+        raise FoveateError("plots need matplotlib; install it with `pip install foveate[train]`.") from error
 
 
 def draw_losses(log: RunLog, path: Path) -> None:
