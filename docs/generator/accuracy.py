@@ -41,18 +41,18 @@ def leaders(root: Path) -> str:
         return "*Nothing has been measured yet.*"
     questions = sorted({row["count"] for run in results for row in run["rows"] if row["task"] == "all"})
     made = f"Questions per model: {', '.join(f'{count:,}' for count in questions)}."
-    return "\n\n".join([*(part.replace("## ", "### ") for part in _budgets(results)), made, _commands(results)])
+    return "\n\n".join([*_budgets(results, "###"), made, _commands(results)])
 
 
-def _budgets(results: list[Row]) -> list[str]:
-    """A table for every budget."""
+def _budgets(results: list[Row], heading: str = "##") -> list[str]:
+    """A table for every budget, under headings of one level."""
     models, parts = _models(results), []
     budgets = dict.fromkeys(row["budget"] for run in results for row in run["rows"] if row["plan"] != FULL_MODEL)
     for budget in sorted(budgets, key=lambda text: (text is None, _size(text))):
         by_plan = _by_plan(results, budget)
         ordered = sorted(by_plan, key=lambda plan: (_inert(by_plan[plan], any), -_mean(by_plan[plan])))
         title = "Methods without a budget" if budget is None else f"{budget} of the tokens"
-        parts.append(f"## {title}\n\n{_table(models, results, [(plan, by_plan[plan]) for plan in ordered])}")
+        parts.append(f"{heading} {title}\n\n{_table(models, results, [(plan, by_plan[plan]) for plan in ordered])}")
     return parts
 
 

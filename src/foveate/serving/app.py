@@ -310,15 +310,15 @@ async def _begin(
     for number in range(body.choices):
         seed = None if body.seed is None else body.seed + number
         sampling = Sampling(
-            body.temperature or 0.0,
-            1.0 if body.top_p is None else body.top_p,
-            max(body.top_k or 0, 0),
-            body.min_p or 0.0,
-            body.repetition_penalty,
-            body.frequency_penalty or 0.0,
-            body.presence_penalty or 0.0,
-            seed,
-            body.top,
+            temperature=body.temperature or 0.0,
+            top_p=1.0 if body.top_p is None else body.top_p,
+            top_k=max(body.top_k or 0, 0),
+            min_p=body.min_p or 0.0,
+            repetition_penalty=body.repetition_penalty,
+            frequency_penalty=body.frequency_penalty or 0.0,
+            presence_penalty=body.presence_penalty or 0.0,
+            seed=seed,
+            top_logprobs=body.top,
         )
         job = Job(messages, chosen, body.limit, sampling, body.stops, partial(deliver, number), body.stream, hands_over)
         engine.submit(job)

@@ -315,7 +315,7 @@ class Penalties(LogitsProcessor):
 
     def __init__(self, sampling: Sequence[Sampling], padding: Sequence[int], prompt: int) -> None:
         self.rows = {
-            row: (settings, begin)
+            row: (settings, begin, _repetition(settings))
             for row, (settings, begin) in enumerate(zip(sampling, padding, strict=True))
             if settings.penalised
         }
@@ -324,10 +324,15 @@ class Penalties(LogitsProcessor):
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         """Return scores (B, V) with the penalties applied."""
         penalised = scores.clone()
-        for row, (settings, begin) in self.rows.items():
-            if settings.repetition_penalty is not None:
-                repeated = RepetitionPenaltyLogitsProcessor(float(settings.repetition_penalty))
-                penalised[row] = repeated(input_ids[row : row + 1, begin:], scores[row : row + 1])[0]
-            counts = torch.bincount(input_ids[row, self.prompt :], minlength=scores.shape[1]).to(scores)
-            penalised[row] -= settings.frequency_penalty * counts + settings.presence_penalty * counts.clamp(max=1)
+        for row, (settings, begin, repetition) in self.rows.items():
+            if repetition is not None:
+                penalised[row] = repetition(input_ids[row : row + 1, begin:], scores[row : row + 1])[0]
+            if settings.frequency_penalty or settings.presence_penalty:
+                counts = torch.bincount(input_ids[row, self.prompt :], minlength=scores.shape[1]).to(scores)
+                penalised[row] -= settings.frequency_penalty * counts + settings.presence_penalty * counts.clamp(max=1)
         return penalised
+
+
+def _repetition(settings: Sampling) -> RepetitionPenaltyLogitsProcessor | None:
+    penalty = settings.repetition_penalty
+    return None if penalty in (None, 1) else RepetitionPenaltyLogitsProcessor(float(penalty))

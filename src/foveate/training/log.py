@@ -90,7 +90,7 @@ def training_record(log: RunLog, step: int) -> dict[str, Any]:
 
 
 def require_matplotlib() -> None:
-    """Raise FoveateError if the loss plot cannot be drawn, before the training rather than after."""
+    """Raise FoveateError if the plot of a log cannot be drawn, before the training rather than after."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
