@@ -12,7 +12,7 @@ OURSELVES := --no-deps --no-build-isolation -e .
 # Runs tests and writes the results for docs/compatibility.md.
 SUITES := .ci/compatibility.py run
 # One worker per core; each test process uses one thread (tests/conftest.py). Tests that share an expensive fixture are a
-# group (xdist_group), which one worker runs; pytest-xdist 3.8 ignores groups with pytest 9.2.
+# group (xdist_group), which one worker runs.
 WORKERS ?= logical
 PARALLEL := -n $(WORKERS) --maxprocesses 8 --dist loadgroup
 
