@@ -53,6 +53,18 @@ def test_a_rollout_has_the_ids_of_its_conversation(conversation: Conversation) -
         conversation.scripted(question("A"), [asking_model.answer("7"), "more"])
 
 
+def test_what_rollouts_cannot_write_is_not_taught(conversation: Conversation) -> None:
+    """A warm-up on longer calls than rollouts may have would teach a model that never asks."""
+    answer = asking_model.answer("42")
+    longest = [len(conversation.tokenizer(text, add_special_tokens=False)["input_ids"]) + 1 for text in (FULL, answer)]
+    for short, option in ((0, "--first-tokens"), (1, "--second-tokens")):
+        conversation.limits = (longest[0] - (short == 0), longest[1] - (short == 1))
+        with pytest.raises(FoveateError, match=f"has {longest[short]} tokens, which rollouts of at most .* {option}"):
+            conversation.scripted(question("B"), [FULL, answer])
+    conversation.limits = (longest[0], longest[1])
+    conversation.scripted(question("B"), [FULL, answer])
+
+
 def test_sampled_rollouts_are_what_ask_answers(conversation: Conversation) -> None:
     # At a low temperature sampling is greedy; groups are neighbours.
     rollouts = conversation.sample([question("A"), question("B")], 2, temperature=0.01)
@@ -109,7 +121,7 @@ def test_log_probabilities_and_entropies(conversation: Conversation) -> None:
 def test_models_with_positions_of_their_own(tmp_path: Path) -> None:
     """Qwen2.5-VL: image grids and kinds of tokens follow the sequence of both turns."""
     model, processor = foveate.load(save_qwen(tmp_path), device="cpu")
-    conversation = Conversation(model, processor, VisionThink(), SHORT, (8, 8))
+    conversation = Conversation(model, processor, VisionThink(), SHORT, (120, 8))
     with pytest.raises(FoveateError, match="rewrites earlier turns"):  # its template has no beginning of an answer
         conversation.scripted(question("B"), [FULL, "x"])
     processor.chat_template = byte_tokenizer().chat_template

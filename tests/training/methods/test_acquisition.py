@@ -31,7 +31,7 @@ SMALL = {
     "questions": 2,
     "group": 2,
     "micro_batch": 2,
-    "first_tokens": 100,
+    "first_tokens": 130,
     "second_tokens": 40,
     "width": 96,
     "height": 64,
@@ -97,7 +97,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         "cpu",
     ]
     arguments += ["--held-out", "2", "--width", "96", "--height", "64"]
-    arguments += ["--first-tokens", "40", "--second-tokens", "20"]
+    arguments += ["--first-tokens", "120", "--second-tokens", "60"]
     assert main([*arguments, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["finished"] and document["steps"] == 2

@@ -183,14 +183,22 @@ class Conversation:
         """The rollout in which the model wrote these texts.
 
         Raises:
-            FoveateError: there is a second text, and the first holds no valid call.
+            FoveateError: there is a second text, and the first holds no valid call; or a text has more tokens than
+                rollouts may have.
         """
         (rollout,), _ = self.begin([question], full)
         end = min(self.ends)
         for number, text in enumerate(texts):
             if number and not self.follow(rollout):
                 raise FoveateError(f"there is a second turn, and the first is no valid call: {texts[0]!r}.")
-            rollout.wrote([*self.tokenizer(text, add_special_tokens=False)["input_ids"], end], text)
+            tokens = [*self.tokenizer(text, add_special_tokens=False)["input_ids"], end]
+            if len(tokens) > self.limits[number]:
+                option = ("--first-tokens", "--second-tokens")[number]
+                raise FoveateError(
+                    f"{text!r} has {len(tokens)} tokens, which rollouts of at most {self.limits[number]} cannot write: "
+                    f"raise {option}."
+                )
+            rollout.wrote(tokens, text)
         return rollout
 
     @torch.no_grad()

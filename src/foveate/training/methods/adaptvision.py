@@ -55,12 +55,15 @@ class AdaptVisionTrainer(AcquisitionTrainer):
     """
 
     def call(self, question: Question, number: int) -> str:
-        """A box around the printed answer in the reduced image, with some space on every side."""
+        """A box around the printed answer in the reduced image, with much space on every side.
+
+        Small models learn coordinates slowly: roughly placed, a large box still shows the answer, and GRPO shrinks it.
+        """
         rng = chance(self.config.seed + 1, number)
         shown = AdaptVision().reduced_size(question.image.size)
         left, top, right, bottom = question.about["box"]
         scales = [small / side for small, side in zip(shown, question.image.size, strict=True)]
-        space = [rng.uniform(0.02, 0.12) * shown[axis % 2] for axis in range(4)]
+        space = [rng.uniform(0.1, 0.3) * shown[axis % 2] for axis in range(4)]
         box = [
             max(0, int(left * scales[0] - space[0])),
             max(0, int(top * scales[1] - space[1])),
