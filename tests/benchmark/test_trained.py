@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from foveate import cli
+from foveate import cli, shipped
 from foveate.benchmark.trained import (
     SYSTEMS,
     VIDEO_SYSTEMS,
@@ -27,6 +27,7 @@ from foveate.benchmark.trained import recipes as bench_recipes
 from foveate.benchmark.trained.claims import CLAIMS, NO_ROW, NOT_SHOWN, REVERSED, SHOWN, Claim
 from foveate.benchmark.trained.formatting import COSTS, markdown, table
 from foveate.benchmark.trained.recipes import recipe_of
+from foveate.benchmark.trained.settings import CLIP_BASE
 from foveate.core.errors import FoveateError
 from foveate.core.plan import Plan
 from foveate.core.tokens import Grid
@@ -38,6 +39,7 @@ from foveate.models.encoders.configuration import StagedConfig
 from foveate.models.llava.lengths import nested_part
 from foveate.models.video_connectors import all_video_connectors, video_connector_of_sizes
 from foveate.report import build
+from foveate.training.recipe_file import read_recipe
 
 SETTINGS = TrainedSettings(base="")
 ALL = trainings()
@@ -367,7 +369,21 @@ def test_video_connectors_stand_beside_average_pooling_at_their_number_of_tokens
         options = dict(recipe.model.new.connector)
         connector = video_connector_of_sizes(options.pop("type"), options)
         assert training.lengths == (connector.output_shape(8, Grid(8, 8)).size,)
-        assert recipe.model.new.language_model == "embedded" and recipe.model.new.vision_tower is None
+        new, (stage,) = recipe.model.new, recipe.stages
+        assert new.language_model == CLIP_BASE
+        # The tower of PVC attends over time: no other one has its weights.
+        own = training.system == "temporal_pvc"
+        assert new.vision_tower == (None if own else CLIP_BASE) and ("vision_tower" in stage.train) == own
+
+
+def test_trainings_of_clips_start_from_the_model_of_the_recipe(tmp_path, monkeypatch):
+    recipe = read_recipe(shipped.recipe("recipe:video/base"))
+    assert recipe.model.new.vision == ClipTrainedSettings.vision
+    assert Path(CLIP_BASE).parent == Path(recipe.output)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FoveateError, match="train it with `foveate train recipe:video/base`"):
+        run(ClipTrainedSettings(), tmp_path / "trained.json", tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from foveate.training.recipe import Clips, NewModel, Sizes
 from foveate.training.recipe_file import parse_recipe, read_recipe
 from foveate.training.run import Run
 from tests.training.small_training import recipe, small_stage
+from tests.training.small_video import SIDE, new_fields
 
 NEW = {
     "architecture": "qwen2.5-vl",
@@ -134,10 +135,15 @@ def test_the_frames_reach_the_loss(small, tmp_path):
         assert not torch.allclose(logits, model(**batch).logits)
 
 
-def test_attention_is_supervised_at_the_tokens_that_show_the_answer(small):
+@pytest.mark.parametrize("kind", ["qwen2.5-vl", "average"])
+def test_attention_is_supervised_at_the_tokens_that_show_the_answer(small, kind):
     """Targets of answers and of names in questions are tokens whose pixels, in one of their frames, show the shape."""
     processor = small[1]
-    settings = Clips(tasks={"clip_order": 1, "clip_moving": 1, "clip_sign": 1}, difficulty=(0, 0), questions=3)
+    if kind == "average":  # tokens of 28 x 28 pixels of two frames, as those of Qwen2.5-VL
+        fields = new_fields("average") | {"connector": {"type": "average", "frames_per_token": 2}}
+        processor = new_model(NewModel(**fields), seed=0)[1]
+    tasks, sizes = {"clip_order": 1, "clip_moving": 1, "clip_sign": 1}, Sizes((SIDE, SIDE), (SIDE, SIDE))
+    settings = Clips(tasks=tasks, sizes=sizes, difficulty=(0, 0), questions=3)
     examples = [draw() for draw in ClipSource(settings, 28).draws(range(12), 0.0, np.random.default_rng(4))]
     batch = Collator(processor, answer_attention=True, question_attention=True)(examples)
     checked = 0

@@ -90,15 +90,17 @@ def test_what_is_not_possible_is_refused() -> None:
         with pytest.raises(FoveateError, match=message):
             new_model(NewModel(**new_fields("average") | change), seed=0)
     _, processor = new_model(NewModel(**new_fields("b_vllm")), seed=0)
-    with pytest.raises(FoveateError, match="read by the video connector b_vllm: train on answers alone"):
+    with pytest.raises(FoveateError, match="read by the video connector b_vllm: train on answers, without losses"):
         Collator(processor, colours=True)
+    with pytest.raises(FoveateError, match="those of b_vllm do not"):
+        Collator(processor, answer_attention=True)
     several = [one for one in examples_of(8, questions=3) if len(one.conversations) > 2]
     with pytest.raises(FoveateError, match="one question for each image or clip"):
         Collator(processor)(several[:1])
 
 
 def test_every_connector_has_a_recipe() -> None:
-    assert {path.stem for path in RECIPES} == {*CONNECTORS}
+    assert {path.stem for path in RECIPES} == {*CONNECTORS, "base"}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

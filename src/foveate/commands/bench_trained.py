@@ -57,8 +57,8 @@ def trained(
         str | None,
         typer.Option(
             help="Folder or Hub id of a LLaVA model whose vision tower and language model are taken; with --clips the "
-            "language model alone.",
-            show_default="benchmarks/models/measure-llava; with --clips embedded",
+            "model of `foveate train recipe:video/base`.",
+            show_default="benchmarks/models/measure-llava, or runs/video/base/model",
         ),
     ] = None,
     steps: Annotated[
@@ -92,8 +92,8 @@ def trained(
     encoders are trained from random weights, as is the control vit that they are compared with. Trainings run one after
     another. Finished ones are skipped, and a run that was stopped or killed continues from its checkpoint when the
     command is repeated. With --clips, video connectors are compared with average pooling at the same number of
-    tokens, each with a vision tower from random weights. The claim of every paper on images is listed with the
-    difference that the rows show.
+    tokens; what they start from is trained with `foveate train recipe:video/base`. The claim of every paper on images
+    is listed with the difference that the rows show.
     """
     from foveate.benchmark import trained as benchmark
     from foveate.benchmark.trained.settings import quick as quick_settings

@@ -66,17 +66,15 @@ class Collator:
         lengths: bool = False,
     ) -> None:
         connector = getattr(processor, "connector", None)
-        if isinstance(connector, VideoConnector) and (
-            cells or colours or answer_attention or question_attention or pages or window is not None or lengths
-        ):
+        if isinstance(connector, VideoConnector) and (cells or colours or pages or window is not None or lengths):
             raise FoveateError(
-                f"images and clips are read by the video connector {connector.name}: train on answers alone, without "
-                "losses on characters, colors, pages and attention, without `window`, and with `lengths: full`."
+                f"images and clips are read by the video connector {connector.name}: train on answers, without losses "
+                "on characters, colors and pages, without `window`, and with `lengths: full`."
             )
         if (answer_attention or question_attention) and connector is not None and not connector.spatial:
             raise FoveateError(
-                f"attention supervision needs tokens that stand for parts of the image, and those of {connector.name} "
-                "do not."
+                "attention supervision needs tokens that stand for parts of the image or clip, and those of "
+                f"{connector.name} do not."
             )
         self.processor = processor
         self.architecture = architecture_of(processor)
@@ -348,13 +346,13 @@ class Collator:
 
     def _clip_token(self, place: Place, clip: Clip, grid: tuple[int, int, int]) -> int:
         """Index of the token of a clip that shows a place, in the order of the language model."""
-        frames, (rows, columns) = grid[0], self._token_grid(grid[1:])
+        frames, rows, columns = self._clip_shape(grid)
         (second, x, y), (width, height) = place, clip.size
         shown = max(int(np.searchsorted(clip.timestamps, second + 1e-6, side="right")) - 1, 0)
-        frame = shown // self.processor.video_processor.temporal_patch_size
+        frame = shown * frames // len(clip.timestamps)
         row = min(max(int(y * rows / height), 0), rows - 1)
         column = min(max(int(x * columns / width), 0), columns - 1)
-        return (min(frame, frames - 1) * rows + row) * columns + column
+        return (frame * rows + row) * columns + column
 
     def _clip_answer_targets(
         self,
@@ -415,9 +413,19 @@ class Collator:
 
     def _read_grid(self, grid: Sequence[int]) -> tuple[int, int]:
         """Rows and columns of the tokens that the language model reads, from those of the patches."""
-        tokens = Grid(*self._token_grid(grid))
         connector = getattr(self.processor, "connector", None)
+        if isinstance(connector, VideoConnector):
+            return self._clip_shape((connector.image_frames, *grid))[1:]
+        tokens = Grid(*self._token_grid(grid))
         return tokens if connector is None else connector.output_grid(tokens)
+
+    def _clip_shape(self, grid: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Frames, rows and columns of the tokens that the language model reads of a clip, from those of the patches."""
+        frames, rows, columns = grid
+        connector = getattr(self.processor, "connector", None)
+        if isinstance(connector, VideoConnector):
+            return connector.output_shape(frames, Grid(rows, columns))[:3]
+        return frames, *self._token_grid((rows, columns))
 
 
 def _answers(example: Example, labels: list[int]) -> Iterator[tuple[str, int, int]]:

@@ -32,10 +32,12 @@ def recipe_of(training: Training, settings: TrainedSettings, output: Path) -> Re
     new, stage = recipe.model.new, recipe.stages[-1]
     if new is None:
         raise FoveateError(f"the recipe {training.recipe} has no new model, whose connector could be exchanged.")
-    vision = new.vision if training.image_size is None else new.vision | {"image_size": training.image_size}
+    vision = dict(settings.vision or new.vision)
+    if training.image_size is not None:
+        vision["image_size"] = training.image_size
     base = settings.base or None
     connector = {**new.connector, **training.options}
-    tower, train = base, stage.train
+    tower, train = base, {part: rate for part, rate in stage.train.items() if part != "vision_tower"}
     if training.encoder:
         vision, tower, train = dict(training.encoder), None, {"vision_tower": ENCODER_RATE, **train}
     if training.teacher:

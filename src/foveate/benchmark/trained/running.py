@@ -19,7 +19,7 @@ from foveate.benchmark.rows import Rows
 from foveate.benchmark.trained import cost
 from foveate.benchmark.trained.claims import judged
 from foveate.benchmark.trained.recipes import model_folder, recipe_of, run_folder, without_weights_of_others
-from foveate.benchmark.trained.settings import ClipTrainedSettings, TrainedSettings
+from foveate.benchmark.trained.settings import CLIP_BASE, ClipTrainedSettings, TrainedSettings
 from foveate.benchmark.trained.systems import SYSTEMS, VIDEO_SYSTEMS, Training, trainings
 from foveate.core.errors import FoveateError
 from foveate.core.full_model import FULL_MODEL
@@ -31,13 +31,14 @@ from foveate.training.run_directory import RunDirectory
 
 KIND = "trained"
 CLIP_NOTE = (
-    "Every training has the same language model at the start, a vision tower of the same size from random weights, the "
-    "same clips in the same order, the same steps and seed. Tokens: placeholders of a clip of 8 frames, of which "
-    "b_vllm may leave some empty. Accuracy: exact match after normalisation, the mean over tasks, with a 95 % "
-    "bootstrap interval over the questions, which does not contain the noise of the seed: every training has one. "
-    "FLOPs: to the first token of a short question, by torch's counter; text encoders, decoder layers that read the "
-    "clip, and what a connector computes outside of its layers count as prefill. Time to the first "
-    "token: all models take turns. Training FLOPs: those of the first batch times the steps."
+    "Every training has the same language model at the start, the same frozen vision tower, the same clips in the same "
+    "order, the same steps and seed; only the connector differs. The tower of temporal_pvc is its own and is trained "
+    "from random weights. Tokens: placeholders of a clip of 8 frames, of which b_vllm may leave some empty. Accuracy: "
+    "exact match after normalisation, the mean over tasks, with a 95 % bootstrap interval over the questions, which "
+    "does not contain the noise of the seed: every training has one. FLOPs: to the first token of a short question, by "
+    "torch's counter; text encoders, decoder layers that read the clip, and what a connector computes outside of its "
+    "layers count as prefill. Time to the first token: all models take turns. Training FLOPs: those of the first batch "
+    "times the steps."
 )
 NOTE = (
     "Every training has the same language model at the start, the same frozen vision tower, the same images in the "
@@ -81,8 +82,14 @@ def run(
         The content of the file.
 
     Raises:
-        FoveateError: The file has other settings, or a training cannot be built.
+        FoveateError: The file has other settings, the model to start from has not been trained, or a training cannot be
+            built.
     """
+    if settings.base == CLIP_BASE and not Path(CLIP_BASE).is_dir():
+        raise FoveateError(
+            f"there is no {CLIP_BASE}, the model that all trainings start from: train it with `foveate train "
+            "recipe:video/base`, or name another one with --base."
+        )
     chosen = trainings(only, settings.systems)
     (rows,) = earlier(path, settings.described, ("rows",), KIND)
     with profiling.threads(settings.threads):

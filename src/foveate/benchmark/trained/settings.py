@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from foveate.benchmark.questions import QuestionSettings
 from foveate.benchmark.tasks import ClipSettings, Item, items
-from foveate.benchmark.trained.systems import SYSTEMS, VIDEO_SYSTEMS, System
+from foveate.benchmark.trained.systems import CLIP_TOWER, SYSTEMS, VIDEO_SYSTEMS, System
 from foveate.core.errors import FoveateError
 
 #: The LLaVA model of this repository whose vision tower and language model are taken; see `TrainedSettings`.
 BASE = "benchmarks/models/measure-llava"
+#: The same for clips: what `foveate train recipe:video/base` leaves.
+CLIP_BASE = "runs/video/base/model"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,8 @@ class TrainedSettings(QuestionSettings):
     """
 
     systems: ClassVar[tuple[System, ...]] = SYSTEMS
+    #: Sizes of the tower of the base, where the recipes of the connectors have another one.
+    vision: ClassVar[Mapping[str, Any]] = {}
 
     tasks: tuple[str, ...] = ("shape_colour", "count_shapes", "shape_exists", "read_word", "easy_vqa")
     count: int = 200
@@ -76,17 +80,20 @@ class TrainedSettings(QuestionSettings):
 class ClipTrainedSettings(TrainedSettings):
     """Settings of video connectors, on clips of 8 frames as their recipes render them.
 
-    All trainings start from the language model of `base`, by default the embedded one, and train the vision tower from
-    random weights with the connector.
+    All trainings start from the vision tower and the language model of `base`, which has learned these questions with
+    average pooling and with supervised attention, with a new connector. The tower is frozen. Without such a start,
+    thousands of clips teach no more than the form of the answers. The tower is a SigLIP, whose head HICom reads; that
+    of PVC, with attention over time in its blocks, is trained from random weights.
     """
 
     systems: ClassVar[tuple[System, ...]] = VIDEO_SYSTEMS
+    vision: ClassVar[Mapping[str, Any]] = CLIP_TOWER
     #: Of the questions, as in the recipes.
     clips: ClassVar[ClipSettings] = ClipSettings(size=(112, 112), seconds=(4, 4), fps=2.0)
 
     tasks: tuple[str, ...] = ("clip_order", "clip_count", "clip_direction", "clip_moving", "clip_change")
     difficulty: float = 0.0
-    base: str = "embedded"
+    base: str = CLIP_BASE
 
     def items_of(self, task: str) -> Iterator[Item]:
         """See `QuestionSettings.items_of`."""
