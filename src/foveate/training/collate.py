@@ -415,7 +415,7 @@ class Collator:
         """Rows and columns of the tokens that the language model reads, from those of the patches."""
         connector = getattr(self.processor, "connector", None)
         if isinstance(connector, VideoConnector):
-            return self._clip_shape((connector.image_frames, *grid))[1:]
+            return self._clip_shape((connector.image_frames, grid[0], grid[1]))[1:]
         tokens = Grid(*self._token_grid(grid))
         return tokens if connector is None else connector.output_grid(tokens)
 
