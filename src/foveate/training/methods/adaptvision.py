@@ -49,8 +49,8 @@ class AdaptVisionTrainer(AcquisitionTrainer):
     acquisition = AdaptVision
     output = "cropping"
     examples = """
-        foveate train-method adaptvision --warm-up-steps 500 --learning-rate 5e-5 --prompts short -o cropping
-        foveate train-method adaptvision --model Qwen/Qwen2.5-VL-7B-Instruct --width 1120 --height 840 -o cropping
+        foveate train-method adaptvision --warm-up-steps 1600 --learning-rate 5e-5 --prompts short -o cropping
+        foveate train-method adaptvision --model Qwen/Qwen2.5-VL-7B-Instruct --width 1120 --height 840 -o cropping-7b
         foveate ask page.png "What is the number?" --model cropping --plan adaptvision
     """
 
