@@ -16,6 +16,9 @@ SUITES := .ci/compatibility.py run
 WORKERS ?= logical
 PARALLEL := -n $(WORKERS) --maxprocesses 8 --dist loadgroup
 
+# Images of containers often set it, and then every process compiles torch and transformers once more.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all test-lmms test-browser test-vllm test-locked test-oldest test-newest test-wheel lock \
   lock-check check fix docs site picture bench bench-gpu soak fuzz clean
