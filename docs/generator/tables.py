@@ -5,7 +5,7 @@ in `BLOCKS`. If the file of a block is missing, the block says so. The files inc
 
 - `src/foveate/embedded/evaluation.json`, written by `python -m foveate.benchmark.embedded`;
 - `benchmarks/results/speed-*.json`, results of `foveate bench speed`, and `selection-*.json` of its predecessor;
-- `benchmarks/results/trained.json`, the result of `foveate bench trained`;
+- `benchmarks/results/trained.json` and `trained-clips.json`, the results of `foveate bench trained`;
 - `benchmarks/results/patch-scaling-*.json`, results of `foveate bench patch-scaling`;
 - `benchmarks/results/encoders-*.json`, results of `foveate bench encoders`, and `authors-cpu.json`.
 """
@@ -240,19 +240,30 @@ def connectors(root: Path, _page: Path) -> str:
     return f"{table(*shown(run, brief=True))}\n\n{_origin(run)}" if run["rows"] else run["note"]
 
 
-def _trainings(root: Path) -> dict[str, Any]:
+def video_connectors(root: Path, _page: Path) -> str:
+    """The results of `foveate bench trained --clips`."""
+    from foveate.benchmark.trained.formatting import markdown
+
+    run = _trainings(root, _TRAINED_CLIPS)
+    return f"{markdown(run)}\n\n{_origin(run, _TRAINED_CLIPS)}" if run["rows"] else run["note"]
+
+
+_TRAINED, _TRAINED_CLIPS = "benchmarks/results/trained.json", "benchmarks/results/trained-clips.json"
+
+
+def _trainings(root: Path, source: str = _TRAINED) -> dict[str, Any]:
     """The results of `foveate bench trained`; without rows, a note that says so."""
     from foveate.benchmark.trained.running import conclude
 
-    path = root / "benchmarks/results/trained.json"
+    path = root / source
     run: dict[str, Any] = conclude(read_results(path)) if path.exists() else {"rows": []}
     return run if run["rows"] else {"rows": [], "note": "*Not measured yet (`foveate bench trained`).*"}
 
 
-def _origin(run: dict[str, Any]) -> str:
+def _origin(run: dict[str, Any], source: str = _TRAINED) -> str:
     """Where the results of `foveate bench trained` are from."""
     machine = f"{run['hardware']['cpu']}, threads: {run['hardware']['threads']}"
-    return f"{machine}; from `benchmarks/results/trained.json`, created by `{run['command']}`."
+    return f"{machine}; from `{source}`, created by `{run['command']}`."
 
 
 def clips(root: Path, _page: Path) -> str:
@@ -294,6 +305,7 @@ BLOCKS: dict[str, Callable[[Path, Path], str]] = {
     "authors": authors,
     "speed": speed,
     "trained": trained,
+    "trained-clips": video_connectors,
     "patch-scaling": part_of("patch_scaling", "runs"),
     "connectors": connectors,
     "next-scale": part_of("next_scale", "runs"),

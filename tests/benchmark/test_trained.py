@@ -24,7 +24,7 @@ from foveate.benchmark.trained import (
     trainings,
 )
 from foveate.benchmark.trained import recipes as bench_recipes
-from foveate.benchmark.trained.claims import CLAIMS, NO_ROW, NOT_SHOWN, REVERSED, SHOWN, Claim
+from foveate.benchmark.trained.claims import CLAIMS, CLIP_CLAIMS, NO_ROW, NOT_SHOWN, REVERSED, SHOWN, Claim
 from foveate.benchmark.trained.formatting import COSTS, markdown, table
 from foveate.benchmark.trained.recipes import recipe_of
 from foveate.benchmark.trained.settings import CLIP_BASE
@@ -191,6 +191,8 @@ def test_claims_compare_systems_that_exist_or_will():
     for claim in CLAIMS:
         if claim.system in known:
             assert claim.against in known and set(_lengths(claim.system)) & set(_lengths(claim.against))
+    of_clips = {system.name for system in VIDEO_SYSTEMS if not system.control}
+    assert {claim.system for claim in CLIP_CLAIMS} == of_clips
 
 
 def _lengths(system: str) -> list[int]:
@@ -356,6 +358,12 @@ def test_every_connector_of_a_paper_has_a_recipe():
 def test_rows_of_systems_that_are_gone_stay():
     document = {"rows": [_row("old", 36, "10"), _row("average", 36, "11")]}
     assert [row["system"] for row in conclude(document)["rows"]] == ["average", "old"]
+
+
+def test_video_connectors_are_compared_with_average_pooling():
+    rows = [_row("average", 64, "10" * 20), _row("slow_fast", 64, "11" * 20)]
+    claims = conclude({"rows": [{**row, "recipe": f"video/{row['system']}"} for row in rows]})["claims"]
+    assert {claim["system"]: claim["verdict"] for claim in claims if claim["verdict"] != NO_ROW} == {"slow_fast": SHOWN}
 
 
 def test_video_connectors_stand_beside_average_pooling_at_their_number_of_tokens(tmp_path):

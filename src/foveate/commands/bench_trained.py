@@ -92,8 +92,8 @@ def trained(
     encoders are trained from random weights, as is the control vit that they are compared with. Trainings run one after
     another. Finished ones are skipped, and a run that was stopped or killed continues from its checkpoint when the
     command is repeated. With --clips, video connectors are compared with average pooling at the same number of
-    tokens; what they start from is trained with `foveate train recipe:video/base`. The claim of every paper on images
-    is listed with the difference that the rows show.
+    tokens; what they start from is trained with `foveate train recipe:video/base`. The claim of every paper is listed
+    with the difference that the rows show.
     """
     from foveate.benchmark import trained as benchmark
     from foveate.benchmark.trained.settings import quick as quick_settings

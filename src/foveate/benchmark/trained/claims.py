@@ -109,6 +109,20 @@ CLAIMS = (
 )  # fmt: skip
 
 
-def judged(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+#: The same for video connectors.
+CLIP_CLAIMS = tuple(
+    Claim(system, paper, "above average pooling at equal tokens", "average")
+    for system, paper in (
+        ("slow_fast", "arXiv 2504.01328"),
+        ("crosslmm", "arXiv 2505.17020"),
+        ("vqtoken", "arXiv 2503.16980"),
+        ("b_vllm", "arXiv 2412.09919"),
+        ("hicom", "arXiv 2503.16036"),
+        ("temporal_pvc", "arXiv 2412.09613"),
+    )
+)
+
+
+def judged(rows: Sequence[dict[str, Any]], claims: Sequence[Claim] = CLAIMS) -> list[dict[str, Any]]:
     """Compare every claim with the rows of a table."""
-    return [claim.judge(rows) for claim in CLAIMS]
+    return [claim.judge(rows) for claim in claims]

@@ -17,7 +17,7 @@ from foveate.benchmark.embedded import Score
 from foveate.benchmark.results import earlier, write_json
 from foveate.benchmark.rows import Rows
 from foveate.benchmark.trained import cost
-from foveate.benchmark.trained.claims import judged
+from foveate.benchmark.trained.claims import CLAIMS, CLIP_CLAIMS, judged
 from foveate.benchmark.trained.recipes import model_folder, recipe_of, run_folder, without_weights_of_others
 from foveate.benchmark.trained.settings import CLIP_BASE, ClipTrainedSettings, TrainedSettings
 from foveate.benchmark.trained.systems import SYSTEMS, VIDEO_SYSTEMS, Training, trainings
@@ -119,7 +119,7 @@ def conclude(document: dict[str, Any]) -> dict[str, Any]:
     places = {training.name: number for number, training in enumerate(every)}
     document["rows"].sort(key=lambda row: (-row["tokens"], places.get(row["training"], len(places)), row["training"]))
     of_clips = bool(document["rows"]) and all(row["recipe"].startswith("video/") for row in document["rows"])
-    document["claims"] = [] if of_clips else judged(document["rows"])  # no claim is about video connectors
+    document["claims"] = judged(document["rows"], CLIP_CLAIMS if of_clips else CLAIMS)
     return document
 
 
