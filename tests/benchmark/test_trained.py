@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from foveate import cli, shipped
 from foveate.benchmark.trained import (
@@ -25,6 +26,7 @@ from foveate.benchmark.trained import (
 )
 from foveate.benchmark.trained import recipes as bench_recipes
 from foveate.benchmark.trained.claims import CLAIMS, CLIP_CLAIMS, NO_ROW, NOT_SHOWN, REVERSED, SHOWN, Claim
+from foveate.benchmark.trained.cost import Prompted, first_token_flops
 from foveate.benchmark.trained.formatting import COSTS, markdown, table
 from foveate.benchmark.trained.recipes import recipe_of
 from foveate.benchmark.trained.settings import CLIP_BASE
@@ -39,7 +41,10 @@ from foveate.models.encoders.configuration import StagedConfig
 from foveate.models.llava.lengths import nested_part
 from foveate.models.video_connectors import all_video_connectors, video_connector_of_sizes
 from foveate.report import build
+from foveate.training.building import new_model
+from foveate.training.recipe import NewModel
 from foveate.training.recipe_file import read_recipe
+from tests.training.small_video import new_fields
 
 SETTINGS = TrainedSettings(base="")
 ALL = trainings()
@@ -392,6 +397,17 @@ def test_trainings_of_clips_start_from_the_model_of_the_recipe(tmp_path, monkeyp
     with pytest.raises(FoveateError, match="train it with `foveate train recipe:video/base`"):
         run(ClipTrainedSettings(), tmp_path / "trained.json", tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
+
+
+def test_clips_with_fewer_tokens_than_placeholders_are_measured():
+    """Trained, B-VLLM merges mixtures of frames that are alike, and gives fewer tokens than the prompt has places."""
+    model, processor = new_model(NewModel(**new_fields("b_vllm")), seed=0)
+    for parameter in model.model.multi_modal_projector.frame_projection.parameters():
+        torch.nn.init.zeros_(parameter)  # all mixtures are the mean of the frames
+    prompted = Prompted.of(model, processor)
+    with pytest.raises(FoveateError, match="fewer tokens than placeholders"), torch.no_grad():
+        model(**prompted.inputs, use_cache=True)
+    assert min(first_token_flops(prompted).values()) > 0
 
 
 @pytest.mark.slow

@@ -60,8 +60,12 @@ class Prompted:
 
     @torch.inference_mode()
     def first_token(self) -> int:
-        """Encode the image or the clip, read the prompt, and choose one token."""
-        return int(self.model(**self.inputs, use_cache=True, logits_to_keep=1).logits[0, -1].argmax())
+        """Encode the image or the clip, read the prompt, and choose one token.
+
+        Connectors that may leave placeholders empty give a prompt whose cache no later call could use.
+        """
+        cached = getattr(self.model.model.multi_modal_projector, "static_count", True)
+        return int(self.model(**self.inputs, use_cache=cached, logits_to_keep=1).logits[0, -1].argmax())
 
 
 def first_token_flops(prompted: Prompted) -> dict[str, int]:
