@@ -240,6 +240,15 @@ def connectors(root: Path, _page: Path) -> str:
     return f"{table(*shown(run, brief=True))}\n\n{_origin(run)}" if run["rows"] else run["note"]
 
 
+def speech(root: Path, _page: Path) -> str:
+    """The results of `foveate bench avsr`."""
+    from foveate.benchmark.avsr import table as shown
+
+    source = "benchmarks/results/avsr.json"
+    run = read_results(root / source)
+    return f"{table(*shown(run))}\n\n{run['hardware']['cpu']}; from `{source}`, created by `{run['command']}`."
+
+
 def video_connectors(root: Path, _page: Path) -> str:
     """The results of `foveate bench trained --clips`."""
     from foveate.benchmark.trained.formatting import markdown
@@ -306,6 +315,7 @@ BLOCKS: dict[str, Callable[[Path, Path], str]] = {
     "speed": speed,
     "trained": trained,
     "trained-clips": video_connectors,
+    "avsr": speech,
     "patch-scaling": part_of("patch_scaling", "runs"),
     "connectors": connectors,
     "next-scale": part_of("next_scale", "runs"),

@@ -245,8 +245,19 @@ def table(document: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     ]
 
 
+def _group(row: dict[str, Any]) -> str:
+    """What lines of one colour have in common: the system, and its modalities."""
+    return " ".join([label(row).partition(":")[0], *(name for name in ("audio", "video") if row[name])])
+
+
+#: Lines of rates.
+_STYLES = ("-", "--", ":", "-.")
+
+
 def draw(document: dict[str, Any], path: Path) -> None:
     """Plot word error over the level of noise, one line per system and rates, with intervals.
+
+    Sound alone rises to many times the error of both, which have a plot of their own.
 
     Raises:
         FoveateError: matplotlib is not installed.
@@ -256,23 +267,31 @@ def draw(document: dict[str, Any], path: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise FoveateError("the plot needs matplotlib; install it with `pip install foveate[bench]`.") from error
-    figure = Figure(figsize=(9, 5), layout="constrained")
+    snrs, rows = document["settings"]["snrs"], document["rows"]
+    both = [row for row in rows if row["audio"] and row["video"]]
+    alone = [row for row in rows if not (row["audio"] and row["video"])]
+    panels = {title: part for title, part in (("sound or lips", alone), ("sound and lips", both)) if part}
+    figure = Figure(figsize=(6 * len(panels), 5), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    snrs = document["settings"]["snrs"]
-    names = ["clean" if snr is None else f"{snr:g}" for snr in snrs]
-    for name in dict.fromkeys(map(label, document["rows"])):
-        rows = {row["snr"]: row for row in document["rows"] if label(row) == name}
-        places = [place for place, snr in enumerate(snrs) if snr in rows]
-        values = np.array([[100 * rows[snrs[place]][key] for key in ("wer", "low", "high")] for place in places])
-        line = axes.plot(places, values[:, 0], marker="o", markersize=3, label=name)[0]
-        axes.fill_between(places, values[:, 1], values[:, 2], alpha=0.12, color=line.get_color())
-    axes.set_xticks(range(len(names)), names)
-    axes.set_xlabel("signal-to-noise ratio (dB)")
-    axes.set_ylabel("word error (%)")
-    axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize=8)
+    for axes, (title, part) in zip(figure.subplots(ncols=len(panels), squeeze=False)[0], panels.items(), strict=True):
+        groups = list(dict.fromkeys(map(_group, part)))
+        rates = list(dict.fromkeys((row["audio"], row["video"]) for row in part))
+        for name in dict.fromkeys(map(label, part)):
+            line = {row["snr"]: row for row in part if label(row) == name}
+            first = next(iter(line.values()))
+            color = f"C{groups.index(_group(first))}"
+            style = _STYLES[rates.index((first["audio"], first["video"])) % len(_STYLES)]
+            places = [place for place, snr in enumerate(snrs) if snr in line]
+            values = np.array([[100 * line[snrs[place]][key] for key in ("wer", "low", "high")] for place in places])
+            axes.plot(places, values[:, 0], style, marker="o", markersize=3, label=name, color=color)
+            axes.fill_between(places, values[:, 1], values[:, 2], alpha=0.06, color=color)
+        axes.set_xticks(range(len(snrs)), ["clean" if snr is None else f"{snr:g}" for snr in snrs])
+        axes.set_xlabel("signal-to-noise ratio (dB)")
+        axes.set_ylabel("word error (%)")
+        axes.set_title(title, fontsize=10)
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as partial:
         figure.savefig(partial, dpi=110, format="png")
