@@ -83,7 +83,7 @@ def test_a_crop(pair) -> None:
     [
         ("D", "adaptvision", 1, "the model asks for the box [90, 90, 99, 99], which is empty in the image of 37 x 28"),
         ("E", "visionthink", 2, "the model asked for more of the image after its second turn; one call is possible."),
-        ("F", "visionthink", 1, "the model's tool call is not enclosed in one <tool_call> and one </tool_call>."),
+        ("F", "visionthink", 1, "the model's tool call has no end; if it was cut off, allow more new tokens."),
         ("B", "adaptvision", 1, "the model calls the tool 'resize_image'; possible is 'request_local_region'."),
     ],
 )

@@ -54,7 +54,7 @@ def test_the_server_follows_calls(client) -> None:
 
 
 def test_what_cannot_be_followed_is_said(client) -> None:
-    for question, sentence in (("E", "after its second turn"), ("F", "not enclosed in one")):
+    for question, sentence in (("E", "after its second turn"), ("F", "has no end")):
         (problem,) = chat(client, question).usage.model_extra["foveate"]["problems"]
         assert sentence in problem
 

@@ -197,6 +197,8 @@ class AcquisitionMethod(Method):
         if not opened and not closed:
             return None
         match = _CALL.search(text)
+        if (opened, closed) == (1, 0):
+            raise ToolCallError("the model's tool call has no end; if it was cut off, allow more new tokens.")
         if (opened, closed) != (1, 1) or match is None:
             raise ToolCallError("the model's tool call is not enclosed in one <tool_call> and one </tool_call>.")
         if any(answers):

@@ -82,7 +82,7 @@ def test_sampled_rollouts_are_what_ask_answers(conversation: Conversation) -> No
     (begun,) = conversation.sample([question("B")], prefix="<think></think><answer>", temperature=0.0)
     assert begun.texts[0].startswith("<think></think><answer>") and begun.call is None
     (bad,) = conversation.sample([question("F")], temperature=0.0)
-    assert "not enclosed" in str(bad.problem)
+    assert "has no end" in str(bad.problem)
 
 
 def test_the_loss_is_that_of_what_the_model_wrote(conversation: Conversation) -> None:
