@@ -18,6 +18,7 @@ import foveate
 from foveate import FoveateError
 from foveate.runtime import handle_of
 from tests.families.zoo import zoo
+from tests.heap import new_objects_alone
 from tests.runtime.every_method import EVERY, FIRST, attach, call_of, insides, is_first, prompts, refused
 
 
@@ -146,8 +147,7 @@ def test_a_model_is_freed_with_what_is_attached(method: str, tmp_path: Path) -> 
     """A notebook or a server that loads the next model does not keep the last one for its plan."""
     name = FIRST.get(method, "llava")
     before = sorted(map(str, copyreg.dispatch_table))
-    gc.freeze()  # what is there already is not searched, which takes a second in a whole run
-    try:
+    with new_objects_alone():
         model = zoo()[name].make().eval()
         inputs, freed = prompts(name, model)[0], weakref.ref(model)
         handle = attach(name, method, model, tmp_path)
@@ -155,8 +155,6 @@ def test_a_model_is_freed_with_what_is_attached(method: str, tmp_path: Path) -> 
         del model, handle
         gc.collect()
         assert freed() is None
-    finally:
-        gc.unfreeze()
     assert sorted(map(str, copyreg.dispatch_table)) == before
 
 

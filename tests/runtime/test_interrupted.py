@@ -19,6 +19,7 @@ from foveate.runtime import handle_of
 from foveate.runtime.forward_state import LLMForwardState
 from tests.checkpointing import checkpoint
 from tests.families.zoo import zoo
+from tests.heap import new_objects_alone
 from tests.runtime.every_method import EVERY, WRITING, attach, call_of, insides, is_first, prompts, refused, writes
 
 #: Families in whose models every method is interrupted by default.
@@ -179,14 +180,10 @@ def test_a_call_with_a_gradient_is_freed(method: str, checkpointed: bool, tmp_pa
     if checkpointed:
         checkpoint(model)
 
-    gc.freeze()  # what is there already is neither searched nor counted, which takes seconds in a whole run
-    try:
-        with attach("llava", method, model, tmp_path):
-            for _ in range(2):
-                learnt(model, inputs)
-                model(**inputs, use_cache=False)  # also without a backward pass
-                model(**inputs)  # and with a cache
-            gc.collect()
-            assert not any(type(one) is LLMForwardState for one in gc.get_objects())
-    finally:
-        gc.unfreeze()
+    with new_objects_alone(), attach("llava", method, model, tmp_path):
+        for _ in range(2):
+            learnt(model, inputs)
+            model(**inputs, use_cache=False)  # also without a backward pass
+            model(**inputs)  # and with a cache
+        gc.collect()
+        assert not any(type(one) is LLMForwardState for one in gc.get_objects())
