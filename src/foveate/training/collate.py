@@ -13,7 +13,7 @@ from foveate.clips import Clip
 from foveate.core.errors import FoveateError
 from foveate.core.tokens import Grid
 from foveate.images import open_image
-from foveate.models.video_connectors import VideoConnector
+from foveate.models.video_connectors import ClipShape, VideoConnector
 from foveate.training.architectures import ARCHITECTURES, architecture_of
 from foveate.training.attention_supervision import (
     NO_TARGET,
@@ -215,13 +215,10 @@ class Collator:
             grid: (rows, columns) of patches, of a clip after the number of frames; with views, height and width in
                 pixels.
         """
-        connector = getattr(self.processor, "connector", None)
-        if isinstance(connector, VideoConnector):
-            frames, rows, columns = grid if len(grid) == 3 else (connector.image_frames, *grid)
-            return placeholder * connector.output_shape(frames, Grid(rows, columns)).size
-        if placeholder != self.processor.image_token:
-            frames, rows, columns = grid
-            return placeholder * (frames * (rows >> self.stages) * (columns >> self.stages))
+        if isinstance(connector := getattr(self.processor, "connector", None), VideoConnector) and len(grid) == 2:
+            grid = (connector.image_frames, *grid)
+        if len(grid) == 3:
+            return placeholder * self._clip_shape(*grid).size
         if getattr(self.processor, "layout", None) is not None:
             return self.processor.text_of(*grid)
         rows, columns = self._read_grid(grid)
@@ -346,7 +343,7 @@ class Collator:
 
     def _clip_token(self, place: Place, clip: Clip, grid: tuple[int, int, int]) -> int:
         """Index of the token of a clip that shows a place, in the order of the language model."""
-        frames, rows, columns = self._clip_shape(grid)
+        frames, rows, columns, _ = self._clip_shape(*grid)
         (second, x, y), (width, height) = place, clip.size
         shown = max(int(np.searchsorted(clip.timestamps, second + 1e-6, side="right")) - 1, 0)
         frame = shown * frames // len(clip.timestamps)
@@ -415,17 +412,17 @@ class Collator:
         """Rows and columns of the tokens that the language model reads, from those of the patches."""
         connector = getattr(self.processor, "connector", None)
         if isinstance(connector, VideoConnector):
-            return self._clip_shape((connector.image_frames, grid[0], grid[1]))[1:]
+            shape = self._clip_shape(connector.image_frames, *grid)
+            return shape.rows, shape.columns
         tokens = Grid(*self._token_grid(grid))
         return tokens if connector is None else connector.output_grid(tokens)
 
-    def _clip_shape(self, grid: tuple[int, int, int]) -> tuple[int, int, int]:
-        """Frames, rows and columns of the tokens that the language model reads of a clip, from those of the patches."""
-        frames, rows, columns = grid
+    def _clip_shape(self, frames: int, rows: int, columns: int) -> ClipShape:
+        """Tokens that the language model reads of a clip, from its patches."""
         connector = getattr(self.processor, "connector", None)
         if isinstance(connector, VideoConnector):
-            return connector.output_shape(frames, Grid(rows, columns))[:3]
-        return frames, *self._token_grid((rows, columns))
+            return connector.output_shape(frames, Grid(rows, columns))
+        return ClipShape(frames, *self._token_grid((rows, columns)))
 
 
 def _answers(example: Example, labels: list[int]) -> Iterator[tuple[str, int, int]]:
