@@ -254,6 +254,27 @@ def _group(row: dict[str, Any]) -> str:
 _STYLES = ("-", "--", ":", "-.")
 
 
+def _plot(axes: Any, rows: Sequence[dict[str, Any]], snrs: Sequence[float | None]) -> None:
+    """Plot rows of several systems, a colour each, at several rates, a style of line each."""
+    groups = list(dict.fromkeys(map(_group, rows)))
+    rates = list(dict.fromkeys((row["audio"], row["video"]) for row in rows))
+    for name in dict.fromkeys(map(label, rows)):
+        line = {row["snr"]: row for row in rows if label(row) == name}
+        first = next(iter(line.values()))
+        color = f"C{groups.index(_group(first))}"
+        style = _STYLES[rates.index((first["audio"], first["video"])) % len(_STYLES)]
+        places = [place for place, snr in enumerate(snrs) if snr in line]
+        values = np.array([[100 * line[snrs[place]][key] for key in ("wer", "low", "high")] for place in places])
+        axes.plot(places, values[:, 0], style, marker="o", markersize=3, label=name, color=color)
+        axes.fill_between(places, values[:, 1], values[:, 2], alpha=0.06, color=color)
+    axes.set_xticks(range(len(snrs)), ["clean" if snr is None else f"{snr:g}" for snr in snrs])
+    axes.set_xlabel("signal-to-noise ratio (dB)")
+    axes.set_ylabel("word error (%)")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=8)
+
+
 def draw(document: dict[str, Any], path: Path) -> None:
     """Plot word error over the level of noise, one line per system and rates, with intervals.
 
@@ -274,24 +295,8 @@ def draw(document: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(6 * len(panels), 5), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, (title, part) in zip(figure.subplots(ncols=len(panels), squeeze=False)[0], panels.items(), strict=True):
-        groups = list(dict.fromkeys(map(_group, part)))
-        rates = list(dict.fromkeys((row["audio"], row["video"]) for row in part))
-        for name in dict.fromkeys(map(label, part)):
-            line = {row["snr"]: row for row in part if label(row) == name}
-            first = next(iter(line.values()))
-            color = f"C{groups.index(_group(first))}"
-            style = _STYLES[rates.index((first["audio"], first["video"])) % len(_STYLES)]
-            places = [place for place, snr in enumerate(snrs) if snr in line]
-            values = np.array([[100 * line[snrs[place]][key] for key in ("wer", "low", "high")] for place in places])
-            axes.plot(places, values[:, 0], style, marker="o", markersize=3, label=name, color=color)
-            axes.fill_between(places, values[:, 1], values[:, 2], alpha=0.06, color=color)
-        axes.set_xticks(range(len(snrs)), ["clean" if snr is None else f"{snr:g}" for snr in snrs])
-        axes.set_xlabel("signal-to-noise ratio (dB)")
-        axes.set_ylabel("word error (%)")
+        _plot(axes, part, snrs)
         axes.set_title(title, fontsize=10)
-        axes.set_ylim(bottom=0)
-        axes.grid(alpha=0.3)
-        axes.legend(frameon=False, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as partial:
         figure.savefig(partial, dpi=110, format="png")
