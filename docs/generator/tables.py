@@ -224,20 +224,23 @@ def served(pattern: str) -> Callable[[Path, Path], str]:
     return block
 
 
-def trained(root: Path, _page: Path) -> str:
-    """The results of `foveate bench trained`."""
-    from foveate.benchmark.trained.formatting import markdown
+def trained(name: str, *, brief: bool = False) -> Callable[[Path, Path], str]:
+    """A block with a result of `foveate bench trained`; `brief`: without the columns of tasks and of training."""
 
-    run = _trainings(root)
-    return f"{markdown(run)}\n\n{_origin(run)}" if run["rows"] else run["note"]
+    def block(root: Path, _page: Path) -> str:
+        from foveate.benchmark.trained.formatting import markdown
+        from foveate.benchmark.trained.formatting import table as shown
+        from foveate.benchmark.trained.running import conclude
 
+        path = root / "benchmarks/results" / name
+        run: dict[str, Any] = conclude(read_results(path)) if path.exists() else {"rows": []}
+        if not run["rows"]:
+            return "*Not measured yet (`foveate bench trained`).*"
+        machine, source = run["hardware"], path.relative_to(root)
+        where = f"{machine['cpu']}, threads: {machine['threads']}; from `{source}`, created by `{run['command']}`."
+        return f"{table(*shown(run, brief=True)) if brief else markdown(run)}\n\n{where}"
 
-def connectors(root: Path, _page: Path) -> str:
-    """The results of `foveate bench trained` without the columns of tasks and of training."""
-    from foveate.benchmark.trained.formatting import table as shown
-
-    run = _trainings(root)
-    return f"{table(*shown(run, brief=True))}\n\n{_origin(run)}" if run["rows"] else run["note"]
+    return block
 
 
 def speech(root: Path, _page: Path) -> str:
@@ -247,32 +250,6 @@ def speech(root: Path, _page: Path) -> str:
     source = "benchmarks/results/avsr.json"
     run = read_results(root / source)
     return f"{table(*shown(run))}\n\n{run['hardware']['cpu']}; from `{source}`, created by `{run['command']}`."
-
-
-def video_connectors(root: Path, _page: Path) -> str:
-    """The results of `foveate bench trained --clips`."""
-    from foveate.benchmark.trained.formatting import markdown
-
-    run = _trainings(root, _TRAINED_CLIPS)
-    return f"{markdown(run)}\n\n{_origin(run, _TRAINED_CLIPS)}" if run["rows"] else run["note"]
-
-
-_TRAINED, _TRAINED_CLIPS = "benchmarks/results/trained.json", "benchmarks/results/trained-clips.json"
-
-
-def _trainings(root: Path, source: str = _TRAINED) -> dict[str, Any]:
-    """The results of `foveate bench trained`; without rows, a note that says so."""
-    from foveate.benchmark.trained.running import conclude
-
-    path = root / source
-    run: dict[str, Any] = conclude(read_results(path)) if path.exists() else {"rows": []}
-    return run if run["rows"] else {"rows": [], "note": "*Not measured yet (`foveate bench trained`).*"}
-
-
-def _origin(run: dict[str, Any], source: str = _TRAINED) -> str:
-    """Where the results of `foveate bench trained` are from."""
-    machine = f"{run['hardware']['cpu']}, threads: {run['hardware']['threads']}"
-    return f"{machine}; from `{source}`, created by `{run['command']}`."
 
 
 def clips(root: Path, _page: Path) -> str:
@@ -313,11 +290,11 @@ BLOCKS: dict[str, Callable[[Path, Path], str]] = {
     "encoders": encoders,
     "authors": authors,
     "speed": speed,
-    "trained": trained,
-    "trained-clips": video_connectors,
+    "trained": trained("trained.json"),
+    "trained-clips": trained("trained-clips.json"),
     "avsr": speech,
     "patch-scaling": part_of("patch_scaling", "runs"),
-    "connectors": connectors,
+    "connectors": trained("trained.json", brief=True),
     "next-scale": part_of("next_scale", "runs"),
     "stream-memory": part_of("streaming", "memory"),
     "stream-stc": part_of("streaming", "stc"),
