@@ -21,6 +21,7 @@ from typing import Any
 
 from foveate.benchmark.results import read_results
 
+_SPEECH = "benchmarks/results/avsr.json"
 BLOCK = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -119,7 +120,8 @@ def speed(root: Path, _page: Path) -> str:
     parts = []
     results = root / "benchmarks/results"
     for path in [*sorted(results.glob("speed-*.json")), *sorted(results.glob("selection-*.json"))]:
-        if path.name.startswith("speed-measure-"):  # too small for cost; the report plots accuracy against it
+        # Measuring models are too small for cost: the report plots accuracy against it. Clips have a page of their own.
+        if path.name.startswith(("speed-measure-", "speed-clips-")):
             continue
         run: dict[str, Any] = read_results(path)
         header, rows = rows_of(run)
@@ -244,12 +246,28 @@ def trained(name: str, *, brief: bool = False) -> Callable[[Path, Path], str]:
 
 
 def speech(root: Path, _page: Path) -> str:
-    """The results of `foveate bench avsr`."""
+    """Results of `foveate bench avsr`: systems with tokens of each modality."""
     from foveate.benchmark.avsr import table as shown
 
-    source = "benchmarks/results/avsr.json"
-    run = read_results(root / source)
-    return f"{table(*shown(run))}\n\n{run['hardware']['cpu']}; from `{source}`, created by `{run['command']}`."
+    run = read_results(root / _SPEECH)
+    return f"{table(*shown(run, pooled=False))}\n\n{_made(run, _SPEECH)}"
+
+
+def pooled_speech(root: Path, _page: Path) -> str:
+    """Results of `foveate bench avsr`: systems with one pool of sound and lips."""
+    from foveate.benchmark.avsr import sound_table
+    from foveate.benchmark.avsr import table as shown
+
+    run = read_results(root / _SPEECH)
+    errors, shares = table(*shown(run, pooled=True)), table(*sound_table(run))
+    return (
+        f"Word error in percent:\n\n{errors}\n\nShare of sound, in percent, in what is kept:\n\n{shares}\n\n"
+        f"{_made(run, _SPEECH)}"
+    )
+
+
+def _made(run: dict[str, Any], source: str) -> str:
+    return f"{run['hardware']['cpu']}; from `{source}`, created by `{run['command']}`."
 
 
 def clips(root: Path, _page: Path) -> str:
@@ -293,6 +311,7 @@ BLOCKS: dict[str, Callable[[Path, Path], str]] = {
     "trained": trained("trained.json"),
     "trained-clips": trained("trained-clips.json"),
     "avsr": speech,
+    "avsr-pool": pooled_speech,
     "patch-scaling": part_of("patch_scaling", "runs"),
     "connectors": trained("trained.json", brief=True),
     "next-scale": part_of("next_scale", "runs"),
@@ -317,6 +336,7 @@ BLOCKS: dict[str, Callable[[Path, Path], str]] = {
     "accuracy-tasks": part_of("accuracy", "tasks"),
     "accuracy-groups": part_of("accuracy", "groups"),
     "accuracy-clips": part_of("clip_accuracy", "runs"),
+    "speed-clips": part_of("clip_speed", "runs"),
     "start-here": part_of("choices", "start_here"),
     "costs-qwen": part_of("readme", "costs"),
     "vllm-throughput": part_of("readme", "vllm"),

@@ -152,7 +152,7 @@ CARDS = (
         "Keeps the best tokens of one pool of sound and video in front of Qwen2.5-Omni's language model, after "
         "bidirectional layers, with rotary channels that keep time monotone over the gaps.",
         True,
-        "foveate.models.echoing_pixels",
+        "foveate.models.echoing_pixels, foveate bench avsr",
         "foveate.models.echoing_pixels",
     ),
     Card(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from foveate import shipped
+from foveate import compat, shipped
 from foveate.benchmark import avsr
 from foveate.core.errors import FoveateError
 from foveate.training.avsr import AVSRRecipe, train_language_model
@@ -90,6 +90,35 @@ def test_run_resumes_and_refuses_other_settings(tmp_path: Path) -> None:
         avsr.run(dataclasses.replace(SETTINGS, held_out=3), other, runs)
     with pytest.raises(FoveateError, match="another recipe"):
         avsr.run(dataclasses.replace(SETTINGS, recipe=dataclasses.replace(RECIPE, steps=3)), other, runs)
+
+
+@pytest.mark.skipif(
+    not compat.HAS_OMNI_THINKER_MODEL, reason="this version of transformers lacks what EchoingPixels extends"
+)
+def test_a_pool_is_measured_with_its_share_of_sound(tmp_path: Path) -> None:
+    settings = dataclasses.replace(SETTINGS, systems=("echoing-pixels",))
+    document = avsr.run(settings, tmp_path / "avsr.json", tmp_path / "runs")
+    rows = document["rows"]
+    assert document["finished"] and len(rows) == 3 * 2 * 2
+    for row in rows:
+        assert row["tokens"]["pool"] == round(100 * row["ratio"])
+        assert 0 <= row["sound"]["low"] <= row["sound"]["share"] <= row["sound"]["high"] <= 1
+    header, table = avsr.table(document, pooled=True)
+    assert header[2:] == ["clean", "0 dB"]
+    assert [line[:2] for line in table[:2]] == [["echoing-pixels: 50 %", "50"], ["echoing-pixels: 50 %, random", "50"]]
+    assert avsr.table(document)[1] == table and avsr.table(document, pooled=False)[1] == []
+    shares = avsr.sound_table(document)[1]
+    assert [line[1] for line in shares] == ["50", "20", "10"]
+    assert shares[0][2] == f"{100 * rows[0]['sound']['share']:.1f}"
+    picture = tmp_path / "avsr.png"
+    avsr.draw(document, picture)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    # What it starts with was trained for it, and is measured where it is asked for.
+    assert (tmp_path / "runs" / "pool" / "config.json").is_file()
+    settings = dataclasses.replace(SETTINGS, systems=("pool", "echoing-pixels"))
+    both = avsr.run(settings, tmp_path / "both.json", tmp_path / "runs")["rows"]
+    assert [row["tokens"] for row in both[:2]] == [{"pool": 100}] * 2 and both[2:] == rows
+    assert avsr.label(both[0]) == "pool: all" and both[0]["sound"]["share"] == 0.5
 
 
 def test_the_recipe_of_the_package_has_the_defaults(tmp_path: Path) -> None:

@@ -74,8 +74,8 @@ def avsr(
     """Train audio-visual speech recognizers on spoken words with lips, and compare their word errors.
 
     Audio-only, video-only and audio-visual Llama-AVSR at single rates, Llama-MTSK and MoME at all rates from one
-    training, between the same frozen encoders and language model. Needs espeak-ng. Finished parts are skipped, and a
-    run that was stopped or killed continues when the command is repeated.
+    training, and EchoingPixels at three shares of one pool, with the same encoders and language model. Needs
+    espeak-ng. Finished parts are skipped, and a run that was stopped or killed continues when the command is repeated.
     """
     from foveate.benchmark import avsr as benchmark
     from foveate.training.avsr.recipe import read_recipe
@@ -117,11 +117,18 @@ def avsr(
     if as_json:
         print_json(document)
         return
-    header, rows = benchmark.table(document)
-    shown = Table(*(Column(name, overflow="fold") for name in header), box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for row in rows:
-        shown.add_row(*row)
-    console.print(shown)
+    tables = {
+        "word error, %": benchmark.table(document),
+        "share of sound in what is kept, %": benchmark.sound_table(document),
+    }
+    for title, (header, rows) in tables.items():
+        shown = Table(
+            *(Column(name, overflow="fold") for name in header), title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+        )
+        for row in rows:
+            shown.add_row(*row)
+        if rows:
+            console.print(shown)
     if not document["finished"]:
         console.print("stopped; run the same command to resume.")
     console.print(f"written: {path}", markup=False)

@@ -12,13 +12,18 @@ from foveate.core.errors import FoveateError
 from foveate.models.echoing_pixels.configuration import EchoingPixelsConfig, EchoingPixelsTextConfig
 
 if TYPE_CHECKING:
-    from foveate.models.echoing_pixels.modeling import EchoingPixelsForConditionalGeneration, EchoingPixelsModel
+    from foveate.models.echoing_pixels.modeling import (
+        EchoingPixelsForConditionalGeneration,
+        EchoingPixelsModel,
+        EchoingPixelsTextModel,
+    )
 
 __all__ = [
     "EchoingPixelsConfig",
     "EchoingPixelsForConditionalGeneration",
     "EchoingPixelsModel",
     "EchoingPixelsTextConfig",
+    "EchoingPixelsTextModel",
     "register",
 ]
 
@@ -29,7 +34,7 @@ def __getattr__(name: str) -> Any:
     Raises:
         FoveateError: This one lacks it.
     """
-    if name not in ("EchoingPixelsForConditionalGeneration", "EchoingPixelsModel"):
+    if name not in ("EchoingPixelsForConditionalGeneration", "EchoingPixelsModel", "EchoingPixelsTextModel"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if not compat.HAS_OMNI_THINKER_MODEL:
         raise FoveateError(

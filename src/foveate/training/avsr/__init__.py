@@ -1,11 +1,11 @@
-"""Training of small audio-visual speech recognizers: encoders and language model first, then projectors and adapters.
+"""Training of small audio-visual speech recognizers: encoders and language model first, then what each system trains.
 
-As in the papers, the parts that recognize (projectors and adapters) are trained between frozen encoders and a frozen
-language model. Here these are trained too, in minutes: the encoders to name the phoneme or viseme of each frame, the
-language model on text alone.
+As in the papers, the encoders are frozen, and the language model too, except for EchoingPixels. Both are trained here
+first, in minutes: the encoders to name the phoneme or viseme of each frame, the language model on text alone.
 """
 
-from foveate.training.avsr.recipe import AVSRRecipe, Task
+from foveate.training.avsr.recipe import AVSRRecipe
 from foveate.training.avsr.stages import train_encoders, train_language_model, train_recognizer
+from foveate.training.avsr.tasks import PoolTask, Task
 
-__all__ = ["AVSRRecipe", "Task", "train_encoders", "train_language_model", "train_recognizer"]
+__all__ = ["AVSRRecipe", "PoolTask", "Task", "train_encoders", "train_language_model", "train_recognizer"]

@@ -1,16 +1,16 @@
-"""Settings of the trainings, and the configurations of the models that they train."""
+"""Settings of the trainings, and the configurations of encoders and language model."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from transformers import LlamaConfig, WhisperConfig
 
 from foveate.core.errors import FoveateError
 from foveate.core.text_files import read_json
-from foveate.models.avsr import AVSRConfig, LipEncoderConfig
+from foveate.models.avsr import LipEncoderConfig
+from foveate.models.echoing_pixels import EchoingPixelsTextConfig
 from foveate.synthetic.spoken_words import NOISES
 from foveate.training.recipe_file import read_settings
 
@@ -118,6 +118,23 @@ class AVSRRecipe:
             tie_word_embeddings=False,
         )
 
+    def pooled(self, vocab_size: int, refiner_layers: int) -> EchoingPixelsTextConfig:
+        """Configuration of the language model of EchoingPixels, which the weights of `llama` fit."""
+        llama = self.llama(vocab_size)
+        half = self.width // self.heads // 2
+        section = half * 18 // 64  # the proportions of the paper: 18, 18, 18 and 10
+        names = (
+            "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+            "num_key_value_heads", "max_position_embeddings", "pad_token_id", "bos_token_id", "eos_token_id",
+            "rms_norm_eps", "rope_parameters",
+        )  # fmt: skip
+        return EchoingPixelsTextConfig(
+            **{name: getattr(llama, name) for name in names},
+            num_refiner_layers=refiner_layers,
+            gumbel=True,
+            sync_sections=(section, section, section, half - 3 * section),
+        )
+
 
 def read_recipe(path: Path) -> AVSRRecipe:
     """The settings of a JSON file; those that it does not name have their defaults.
@@ -129,27 +146,3 @@ def read_recipe(path: Path) -> AVSRRecipe:
         return read_settings(AVSRRecipe, read_json(path), "settings")
     except (ValueError, TypeError) as error:
         raise FoveateError(f"{path} is no recipe of a speech recognizer: {error}") from error
-
-
-@dataclass(frozen=True)
-class Task:
-    """One training of a recognizer.
-
-    Args:
-        audio_rates: Of sound; empty: no sound.
-        video_rates: Of video; empty: no video.
-        options: Fields of `AVSRConfig`.
-    """
-
-    audio_rates: tuple[int, ...] = ()
-    video_rates: tuple[int, ...] = ()
-    options: dict[str, Any] = field(default_factory=dict)
-
-    def config(self, recipe: AVSRRecipe, vocab_size: int) -> AVSRConfig:
-        """Configuration of the recognizer, which reads features of frozen encoders."""
-        fields: dict[str, Any] = {"text_config": recipe.llama(vocab_size), "projector_hidden_size": 2 * recipe.width}
-        if self.audio_rates:
-            fields |= {"audio_config": recipe.whisper(), "audio_rates": self.audio_rates}
-        if self.video_rates:
-            fields |= {"video_config": recipe.lips(), "video_rates": self.video_rates}
-        return AVSRConfig(**fields, **self.options)

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, WhisperModel
 
 from foveate.core.files import atomic_write
-from foveate.models.avsr import AVSRForConditionalGeneration, LipEncoder
+from foveate.models.avsr import LipEncoder
 from foveate.synthetic.spoken_words import PHONEMES, VISEME_NAMES, utterance
 from foveate.training.avsr.data import WORDS_PER_UTTERANCE, Features, make_batch
-from foveate.training.avsr.recipe import AVSRRecipe, Task
+from foveate.training.avsr.recipe import AVSRRecipe
+from foveate.training.avsr.tasks import Parts, PoolTask, Task
 from foveate.training.avsr.text import text_batch, transcripts
 from foveate.training.callbacks import StopRequest
 from foveate.training.next_scale import rate
@@ -173,25 +174,27 @@ def train_language_model(
 
 def train_recognizer(
     recipe: AVSRRecipe,
-    task: Task,
-    parts: tuple[WhisperModel, LipEncoder, LlamaForCausalLM],
+    task: Task | PoolTask,
+    parts: Parts,
     tokenizer: PreTrainedTokenizerFast,
     features: Features,
     output: Path,
     on_progress: OnProgress,
     stop: StopRequest,
-) -> AVSRForConditionalGeneration | None:
-    """Train projectors and adapters of one system on features of the frozen encoders.
+    start: Any = None,
+) -> Any:
+    """Train what one system trains on features of the frozen encoders.
 
     Args:
         recipe: Settings.
         task: The system.
-        parts: Frozen models.
+        parts: Trained encoders and language model.
         tokenizer: Of the language model.
         features: Of the training set.
         output: Folder of the model; the state of the run is next to it.
         on_progress: See `OnProgress`.
         stop: Checked after every step.
+        start: The trained model of `task.start`, if it names one.
 
     Returns:
         The model; None if the run was stopped.
@@ -201,24 +204,15 @@ def train_recognizer(
     """
     folder = RunDirectory(output, _about(recipe=recipe, task=task))
     if (output / "config.json").is_file():
-        return AVSRForConditionalGeneration.from_pretrained(output).eval()
-    audio, video, text = parts
-    model: Any = _seeded(recipe.seed, lambda: AVSRForConditionalGeneration(task.config(recipe, len(tokenizer))))
-    model.language_model.load_state_dict(text.state_dict(), strict=False)
-    if task.audio_rates:
-        model.audio_encoder.load_state_dict(audio.encoder.state_dict())
-    if task.video_rates:
-        model.video_encoder.load_state_dict(video.state_dict())
-    model.freeze_pretrained()
+        return task.load(output).eval()
+    model = _seeded(recipe.seed, lambda: task.build(recipe, parts, len(tokenizer), start))
 
     def step_loss(step: int) -> tuple[Tensor, dict[str, float]]:
         chance = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
         rows = torch.randint(len(features.texts), (recipe.batch_size,), generator=chance)
-        ids, mask, labels = transcripts(tokenizer, [features.texts[row] for row in rows.tolist()])
-        inputs = features.inputs(rows, bool(task.audio_rates), bool(task.video_rates))
-        result = model(ids, mask, labels, **inputs)
-        shown = {} if result.balance_loss is None else {"balance_loss": float(result.balance_loss.detach())}
-        return result.loss, shown
+        text = transcripts(tokenizer, [features.texts[row] for row in rows.tolist()])
+        # The noise of a step is the same after an interruption.
+        return _seeded(chance.initial_seed(), lambda: task.loss(model, text, features.inputs(rows, *task.reads)))
 
     if not _run(output.name, model, step_loss, recipe.steps, recipe, folder, on_progress, stop):
         return None

@@ -1,9 +1,4 @@
-"""Word error of audio-visual speech recognizers over noise and compression rate, all trained under one protocol.
-
-Encoders and language model are trained once and frozen. Every system then trains its projectors and adapters on the
-same features, with the same steps and seed: Llama-AVSR once per rate and modality, Llama-MTSK and MoME once for all
-rates.
-"""
+"""What is trained and measured, in an order that continues after an interruption."""
 
 from __future__ import annotations
 
@@ -15,13 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from foveate.benchmark.avsr.formatting import label
 from foveate.benchmark.profiling import hardware, threads, versions
 from foveate.benchmark.results import earlier, write_json
+from foveate.core.counting import share_of
 from foveate.core.errors import FoveateError
-from foveate.core.files import atomic_write
-from foveate.models.avsr import AVSRForConditionalGeneration, Rates
-from foveate.training.avsr import AVSRRecipe, Task, train_encoders, train_language_model, train_recognizer
+from foveate.models.avsr import Rates
+from foveate.training.avsr import AVSRRecipe, PoolTask, Task, train_encoders, train_language_model, train_recognizer
 from foveate.training.avsr.data import Features, encode_utterances
+from foveate.training.avsr.tasks import AUDIO_RATE, Share
 from foveate.training.avsr.text import PROMPT, build_tokenizer
 from foveate.training.callbacks import StopRequest
 from foveate.training.run_directory import OnProgress
@@ -29,16 +26,24 @@ from foveate.training.run_directory import OnProgress
 KIND = "avsr"
 #: A reduction of 8 gives LoRA a rank of 12 here; 64, as in the papers, would give 2.
 _LORA = {"lora_reduction": 8}
+#: Of the 100 tokens of two seconds: 50, 20 and 10.
+_RATIOS = (0.5, 0.2, 0.1)
 #: Trainings by name, in their order.
-SYSTEMS: dict[str, Task] = {
+SYSTEMS: dict[str, Task | PoolTask] = {
     "audio-4": Task((4,), (), _LORA),
     "video-2": Task((), (2,), _LORA),
     "audio-visual-4-2": Task((4,), (2,), _LORA),
     "mome": Task((4, 16), (2, 5), {"adapter": "mome"}),
     "audio-visual-16-5": Task((16,), (5,), _LORA),
     "mtsk": Task((4, 16), (2, 5), {"lora_scheme": "per_rate", **_LORA}),
+    "mtsk-shared": Task((4, 16), (2, 5), {"lora_scheme": "shared", **_LORA}),
+    "mtsk-shared-and-per-rate": Task((4, 16), (2, 5), {"lora_scheme": "shared_and_per_rate", **_LORA}),
     "audio-16": Task((16,), (), _LORA),
     "video-5": Task((), (5,), _LORA),
+    "pool": PoolTask((1.0,), 0),
+    "echoing-pixels": PoolTask(_RATIOS, 1, start="pool"),
+    "echoing-pixels-two-layers": PoolTask(_RATIOS, 2, start="pool"),
+    "echoing-pixels-no-layer": PoolTask(_RATIOS, 0, start="pool"),
 }
 
 
@@ -159,144 +164,84 @@ def _run(
         return encode_utterances(whisper.encoder, lips, range(count), split, snrs, recipe.noise, folder, stop, shown)
 
     features = encoded("train", recipe.utterances, "train", recipe.snrs)
-    held_out = {snr: encoded(f"held-out-{snr}", settings.held_out, "held-out", [snr]) for snr in settings.snrs}
-    if features is None or None in held_out.values():
+    levels = [(snr, encoded(f"held-out-{snr}", settings.held_out, "held-out", [snr])) for snr in settings.snrs]
+    held_out = {snr: of_level for snr, of_level in levels if of_level is not None}
+    if features is None or len(held_out) < len(levels):
         return
     report("features made")
     known = {row["system"] for row in document["rows"]}
+
+    def trained(name: str) -> Any:
+        task = SYSTEMS[name]
+        start = None if task.start is None else trained(task.start)
+        if stop.requested:
+            return None
+        parts = (*encoders, text)
+        return train_recognizer(recipe, task, parts, tokenizer, features, runs / name, on_progress, stop, start)
+
     for name in settings.systems:
         if name in known:
             continue
-        model = train_recognizer(
-            recipe, SYSTEMS[name], (*encoders, text), tokenizer, features, runs / name, on_progress, stop
-        )
+        model = trained(name)
         if model is None:
             return
-        for rates in model.config.all_rates:
+        for setting in SYSTEMS[name].settings:
             for snr, of_level in held_out.items():
-                row = _row(name, model, rates, snr, of_level, tokenizer)
+                row = _row(name, model, setting, snr, of_level, tokenizer)
                 document["rows"].append(row)
-                report(f"{name} {rates} at {snr} dB: word error {100 * row['wer']:.1f} %")
+                report(f"{label(row)} at {snr} dB: word error {100 * row['wer']:.1f} %")
         write_json(path, document)
     document["finished"] = True
 
 
+def _interval(values: np.ndarray) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean over utterances."""
+    drawn = np.random.default_rng(0).choice(values, (2000, len(values))).mean(axis=1)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return float(low), float(high)
+
+
 def _row(
-    name: str, model: AVSRForConditionalGeneration, rates: Rates, snr: float | None, features: Any, tokenizer: Any
+    name: str, model: Any, setting: Rates | Share, snr: float | None, features: Features, tokenizer: Any
 ) -> dict[str, Any]:
-    errors, config = [], model.config
+    task: Any = SYSTEMS[name]
+    errors, shares = [], []
     prompt = torch.tensor([tokenizer.convert_tokens_to_ids(["<s>", PROMPT])])
     for rows in torch.arange(len(features.texts)).split(50):
-        written = model.generate(
-            prompt.expand(len(rows), -1),
-            rates,
-            max_new_tokens=8,
-            do_sample=False,
-            **features.inputs(rows, config.reads_audio, config.reads_video),
-        )
+        inputs = features.inputs(rows, *task.reads)
+        written = task.transcribe(model, prompt.expand(len(rows), -1), setting, inputs)
+        if isinstance(written, tuple):
+            written, share = written
+            shares.extend(share.tolist())
         for row, text in zip(rows.tolist(), tokenizer.batch_decode(written, skip_special_tokens=True), strict=True):
             errors.append(word_errors(features.texts[row].split(), text.split()))
     words = sum(len(text.split()) for text in features.texts)
     per_utterance = np.array(errors) * len(errors) / words
-    drawn = np.random.default_rng(0).choice(per_utterance, (2000, len(errors))).mean(axis=1)
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    tokens = {
-        "audio": None if rates.audio is None else features.audio.shape[1] // rates.audio,
-        "video": None if rates.video is None else features.video.shape[1] // rates.video,
-    }
-    return {
+    low, high = _interval(per_utterance)
+    row = {
         "system": name,
-        "adapter": config.adapter,
-        **rates._asdict(),
-        "tokens": tokens,
+        **setting._asdict(),
+        "tokens": _tokens(setting, features),
         "snr": snr,
         "errors": int(sum(errors)),
         "words": words,
         "wer": float(per_utterance.mean()),
-        "low": float(low),
-        "high": float(high),
-        "trained_parameters": sum(
-            value.numel() for key, value in model.named_parameters() if "projector." in key or ".adapter." in key
-        ),
+        "low": low,
+        "high": high,
+        "trained_parameters": task.trained_parameters(model),
     }
+    if shares:
+        of_sound = np.array(shares)
+        row["sound"] = dict(zip(("share", "low", "high"), (float(of_sound.mean()), *_interval(of_sound)), strict=True))
+    return row
 
 
-def label(row: dict[str, Any]) -> str:
-    """Name of a row's system with its rates."""
-    named = [f"{name} {row[name]}" for name in ("audio", "video") if row[name] is not None]
-    kind = row["system"] if row["system"] in ("mtsk", "mome") else "llama-avsr"
-    return f"{kind}: {', '.join(named)}"
-
-
-def table(document: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of a result as text: word error in percent by level of noise."""
-    snrs = document["settings"]["snrs"]
-    header = ["system and rates", "tokens", *("clean" if snr is None else f"{snr:g} dB" for snr in snrs)]
-    lines: dict[str, dict[Any, dict[str, Any]]] = {}
-    for row in document["rows"]:
-        lines.setdefault(label(row), {})[row["snr"]] = row
-    return header, [
-        [
-            name,
-            "+".join(str(count) for count in next(iter(cells.values()))["tokens"].values() if count is not None),
-            *(f"{100 * cells[snr]['wer']:.1f}" if snr in cells else "" for snr in snrs),
-        ]
-        for name, cells in lines.items()
-    ]
-
-
-def _group(row: dict[str, Any]) -> str:
-    """What lines of one colour have in common: the system, and its modalities."""
-    return " ".join([label(row).partition(":")[0], *(name for name in ("audio", "video") if row[name])])
-
-
-#: Lines of rates.
-_STYLES = ("-", "--", ":", "-.")
-
-
-def _plot(axes: Any, rows: Sequence[dict[str, Any]], snrs: Sequence[float | None]) -> None:
-    """Plot rows of several systems, a colour each, at several rates, a style of line each."""
-    groups = list(dict.fromkeys(map(_group, rows)))
-    rates = list(dict.fromkeys((row["audio"], row["video"]) for row in rows))
-    for name in dict.fromkeys(map(label, rows)):
-        line = {row["snr"]: row for row in rows if label(row) == name}
-        first = next(iter(line.values()))
-        color = f"C{groups.index(_group(first))}"
-        style = _STYLES[rates.index((first["audio"], first["video"])) % len(_STYLES)]
-        places = [place for place, snr in enumerate(snrs) if snr in line]
-        values = np.array([[100 * line[snrs[place]][key] for key in ("wer", "low", "high")] for place in places])
-        axes.plot(places, values[:, 0], style, marker="o", markersize=3, label=name, color=color)
-        axes.fill_between(places, values[:, 1], values[:, 2], alpha=0.06, color=color)
-    axes.set_xticks(range(len(snrs)), ["clean" if snr is None else f"{snr:g}" for snr in snrs])
-    axes.set_xlabel("signal-to-noise ratio (dB)")
-    axes.set_ylabel("word error (%)")
-    axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize=8)
-
-
-def draw(document: dict[str, Any], path: Path) -> None:
-    """Plot word error over the level of noise, one line per system and rates, with intervals.
-
-    Sound alone rises to many times the error of both, which have a plot of their own.
-
-    Raises:
-        FoveateError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise FoveateError("the plot needs matplotlib; install it with `pip install foveate[bench]`.") from error
-    snrs, rows = document["settings"]["snrs"], document["rows"]
-    both = [row for row in rows if row["audio"] and row["video"]]
-    alone = [row for row in rows if not (row["audio"] and row["video"])]
-    panels = {title: part for title, part in (("sound or lips", alone), ("sound and lips", both)) if part}
-    figure = Figure(figsize=(6 * len(panels), 5), layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, (title, part) in zip(figure.subplots(ncols=len(panels), squeeze=False)[0], panels.items(), strict=True):
-        _plot(axes, part, snrs)
-        axes.set_title(title, fontsize=10)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as partial:
-        figure.savefig(partial, dpi=110, format="png")
+def _tokens(setting: Rates | Share, features: Features) -> dict[str, int | None]:
+    """Tokens of an utterance that the language model reads: of each modality, or of the pool of both."""
+    audio, video = features.audio.shape[1], features.video.shape[1]
+    if isinstance(setting, Share):
+        return {"pool": share_of(setting.ratio, audio // AUDIO_RATE + video, "up")}
+    return {
+        "audio": None if setting.audio is None else audio // setting.audio,
+        "video": None if setting.video is None else video // setting.video,
+    }
