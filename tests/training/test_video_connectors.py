@@ -14,7 +14,7 @@ import foveate
 from foveate import FoveateError
 from foveate.answering.conversations import inputs_of_batch
 from foveate.models.video_connectors import all_video_connectors
-from foveate.training.building import new_model
+from foveate.training.building import export, new_model
 from foveate.training.clip_source import ClipSource
 from foveate.training.collate import Collator
 from foveate.training.recipe import Clips, NewModel, Sizes
@@ -37,6 +37,29 @@ def examples_of(count: int, questions: int = 1) -> list[Any]:
         Clips(sizes=Sizes((SIDE, SIDE), (SIDE, SIDE)), seconds=(3, 4), fps=[1.0], questions=questions), 14
     )
     return [draw() for draw in source.draws(range(count), 0.0, np.random.default_rng(0))]
+
+
+def test_an_encoder_of_pvc_is_made_of_a_siglip(tmp_path: Path) -> None:
+    fields = new_fields("average")
+    fields["vision"] |= {"type": "siglip_vision_model"}
+    source, processor = new_model(NewModel(**fields), seed=1)
+    folder = str(export(source, processor, tmp_path / "source", torch.float32))
+    fields = new_fields("temporal_pvc")
+    made = {"cls_token": False, "final_norm": True, "hidden_act": "gelu_pytorch_tanh"}
+    model, _ = new_model(NewModel(**fields | {"vision": fields["vision"] | made, "vision_tower": folder}), seed=2)
+    pixels = torch.randn(3, 3, SIDE, SIDE)
+    with torch.no_grad():
+        ours = model.model.vision_tower.eval()(pixels, frame_counts=[3]).last_hidden_state
+        theirs = source.model.vision_tower.eval()(pixels).last_hidden_state
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+    with pytest.raises(FoveateError, match="needs hidden_act gelu_pytorch_tanh, cls_token False, final_norm True"):
+        new_model(NewModel(**fields, vision_tower=folder), seed=2)
+    fields = new_fields("average")
+    source, processor = new_model(NewModel(**fields), seed=1)
+    folder = str(export(source, processor, tmp_path / "clip", torch.float32))
+    fields = new_fields("temporal_pvc")
+    with pytest.raises(FoveateError, match="is made of a SigLIP, or of an InternViT .* not of this clip_vision_model"):
+        new_model(NewModel(**fields, vision_tower=folder), seed=2)
 
 
 @pytest.mark.parametrize("name", CONNECTORS)

@@ -24,6 +24,7 @@ from foveate.methods.decoder.dpn import DPN
 from foveate.models.connectors.connector import Connector
 from foveate.models.encoders import encoder_named
 from foveate.models.encoders.sit import SiTModel, initialize_from_teacher
+from foveate.models.encoders.temporal_pvc import MADE_OF, TemporalPVCModel, with_temporal_blocks
 from foveate.models.llava_uhd.vision_remember import add_vision_remember
 from foveate.models.llava_uhd.voco import add_voco_tokens
 from foveate.models.llava_video.configuration import TEXT_ENCODERS
@@ -150,7 +151,8 @@ def _fits(key: str, theirs: torch.Tensor, ours: torch.Tensor) -> bool:
 def _take_vision_tower(model: Any, architecture: Architecture, name: str) -> None:
     """Copy the vision tower of another model; position embeddings of other image sizes are resized.
 
-    Modules of a SiT that slim and recover tokens keep their random weights: the other tower may lack them.
+    Modules of a SiT that slim and recover tokens keep their random weights: the other tower may lack them. An encoder
+    of PVC is made of a SigLIP or an InternViT.
 
     Raises:
         FoveateError: the model cannot be loaded, is of another architecture, or its tower has other sizes.
@@ -162,6 +164,9 @@ def _take_vision_tower(model: Any, architecture: Architecture, name: str) -> Non
             initialize_from_teacher(*towers)
         except FoveateError as error:
             raise FoveateError(f"model.new.vision_tower: {name!r}: {error}") from error
+        return
+    if isinstance(towers[0], TemporalPVCModel) and not isinstance(towers[1], TemporalPVCModel):
+        _make_of(towers[0], towers[1], name)
         return
     theirs, ours = (
         {key: value for key, value in one.state_dict().items() if architecture.tower in key} for one in (source, model)
@@ -179,6 +184,22 @@ def _take_vision_tower(model: Any, architecture: Architecture, name: str) -> Non
     with torch.no_grad():
         for key, value in theirs.items():
             ours[key].copy_(value)
+
+
+def _make_of(tower: TemporalPVCModel, source: Any, name: str) -> None:
+    """Give an encoder of PVC the weights of a vision transformer.
+
+    Raises:
+        FoveateError: that is of another kind, or the configuration of the encoder is not the one that follows from it.
+    """
+    try:
+        made = with_temporal_blocks(source, tower.config.temporal_layers)
+    except FoveateError as error:
+        raise FoveateError(f"model.new.vision_tower: {name!r}: {error}") from error
+    if different := [key for key in MADE_OF if getattr(made.config, key) != getattr(tower.config, key)]:
+        values = ", ".join(f"{key} {getattr(made.config, key)}" for key in different)
+        raise FoveateError(f"model.new.vision: the tower of {name!r} needs {values}.")
+    tower.load_state_dict(made.state_dict())
 
 
 def _resized_positions(table: torch.Tensor, count: int) -> torch.Tensor:

@@ -48,7 +48,8 @@ class NewModel:
             `connector`.
         language_model: Folder or Hub id of a model whose language model's weights are taken to start with, or
             `embedded`; random weights by default. Of one with more layers the first are taken.
-        vision_tower: The same for the vision tower. Where its image size differs, position embeddings are resized.
+        vision_tower: The same for the vision tower. Where its image size differs, position embeddings are resized. A
+            `temporal_pvc` is made of a SigLIP or an InternViT.
     """
 
     vision: dict[str, Any]

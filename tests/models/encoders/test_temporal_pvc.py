@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import InternVLVisionConfig, InternVLVisionModel
+from transformers import InternVLVisionConfig, InternVLVisionModel, SiglipVisionConfig, SiglipVisionModel
 
 from foveate.core.errors import FoveateError
 from foveate.models.encoders.temporal_pvc import TemporalPVCConfig, with_temporal_blocks
@@ -93,6 +93,22 @@ def test_a_new_encoder_is_the_vision_transformer_that_it_is_made_of():
         with_temporal_blocks(tower)
 
 
+def test_a_new_encoder_can_be_made_of_a_siglip():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 40}
+    tower = SiglipVisionModel(SiglipVisionConfig(**sizes, image_size=SIDE, patch_size=8)).eval()
+    for parameter in tower.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    model = with_temporal_blocks(tower, temporal_layers=2).eval()
+    with torch.no_grad():
+        ours = model(images(4), frame_counts=[3, 1])
+        theirs = tower(images(4)).last_hidden_state
+    torch.testing.assert_close(ours.last_hidden_state, theirs, atol=1e-5, rtol=1e-4)
+    assert ours.prefix_tokens is None
+    assert len(model(images(2), output_hidden_states=True).hidden_states) == 4
+    assert model.config.hidden_act == "gelu_pytorch_tanh"
+
+
 def test_bad_values():
     model = small_encoder("temporal_pvc")
     with pytest.raises(FoveateError, match="whose sum is 2, not"):
@@ -106,6 +122,7 @@ def test_bad_values():
     for fields, message in (
         ({"temporal_layers": 25}, "at most its 24 blocks"),
         ({"num_attention_heads": 7}, "do not divide"),
+        ({"hidden_act": "step"}, "no hidden_act 'step'"),
         ({"time_scale": 0.0}, "time_scale of temporal_pvc must be above 0"),
     ):
         with pytest.raises(FoveateError, match=message):

@@ -39,7 +39,9 @@ def recipe_of(training: Training, settings: TrainedSettings, output: Path) -> Re
     connector = {**new.connector, **training.options}
     tower, train = base, {part: rate for part, rate in stage.train.items() if part != "vision_tower"}
     if training.encoder:
-        vision, tower, train = dict(training.encoder), None, {"vision_tower": ENCODER_RATE, **train}
+        rate = stage.train["vision_tower"] if training.from_base else ENCODER_RATE
+        vision, train = dict(training.encoder), {"vision_tower": rate, **train}
+        tower = base if training.from_base else None
     if training.teacher:
         tower = str(model_folder(output.parent, training.teacher))
     new = replace(new, vision=vision, connector=connector, vision_tower=tower, language_model=base)

@@ -25,6 +25,7 @@ class Training:
         image_size: Side of the images in pixels; None: that of the recipe.
         encoder: Fields of the vision tower with its `type`, which is trained from random weights; empty: the trained
             and frozen tower of the benchmark.
+        from_base: Whether that tower is made of the trained one, in place of random weights.
         teacher: Name of the training whose tower this one starts from, in place of random weights.
         recalibration: Weight of the loss by which that tower also teaches this one
             (`foveate.training.recalibration`).
@@ -40,11 +41,12 @@ class Training:
     encoder: Mapping[str, Any] = field(default_factory=dict)
     teacher: str = ""
     recalibration: float = 0.0
+    from_base: bool = False
 
     @property
     def described(self) -> dict[str, Any]:
         """Its fields as the folder of a run has them; without an encoder or a teacher as before there was one."""
-        added = ("encoder", "teacher", "recalibration")
+        added = ("encoder", "teacher", "recalibration", "from_base")
         return {name: value for name, value in asdict(self).items() if value or name not in added}
 
     @property
@@ -65,6 +67,7 @@ class System:
         image_sizes: Sides of smaller images in pixels, by their number of tokens. Each is a training of its own.
         recipe: Of recipes/ in the package; default: connectors/NAME.
         encoder: See `Training`.
+        from_base: See `Training`.
         teacher: See `Training`.
         recalibration: See `Training`.
         control: Whether it is no paper, but what papers are compared with.
@@ -77,6 +80,7 @@ class System:
     image_sizes: Mapping[int, int] = field(default_factory=dict)
     recipe: str = ""
     encoder: Mapping[str, Any] = field(default_factory=dict)
+    from_base: bool = False
     teacher: str = ""
     recalibration: float = 0.0
     control: bool = False
@@ -87,6 +91,7 @@ class System:
         recipe = self.recipe or f"connectors/{self.name}"
         tower: dict[str, Any] = {
             "encoder": self.encoder,
+            "from_base": self.from_base,
             "teacher": self.teacher,
             "recalibration": self.recalibration,
         }
@@ -179,7 +184,10 @@ CLIP_TOWER = {
     "type": "siglip_vision_model", "hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 3,
     "intermediate_size": 768, "image_size": 112, "patch_size": 14,
 }  # fmt: skip
-_PVC_TOWER = {**CLIP_TOWER, "type": "temporal_pvc", "temporal_layers": 2}
+_PVC_TOWER = {
+    **CLIP_TOWER, "type": "temporal_pvc", "temporal_layers": 2, "cls_token": False, "final_norm": True,
+    "hidden_act": "gelu_pytorch_tanh",
+}  # fmt: skip
 
 #: Video connectors, on clips of 8 frames of 8 x 8 patches; average pooling is at each of their numbers of tokens.
 VIDEO_SYSTEMS: tuple[System, ...] = (
@@ -193,7 +201,7 @@ VIDEO_SYSTEMS: tuple[System, ...] = (
     System("vqtoken", {32: {}}, recipe="video/vqtoken"),
     System("b_vllm", {64: {}}, recipe="video/b_vllm"),
     System("hicom", {72: {}}, recipe="video/hicom"),
-    System("temporal_pvc", {32: {}}, recipe="video/temporal_pvc", encoder=_PVC_TOWER),
+    System("temporal_pvc", {32: {}}, recipe="video/temporal_pvc", encoder=_PVC_TOWER, from_base=True),
 )  # fmt: skip
 
 #: Lengths whose trainings run first, after the nested ones: an unfinished table then compares systems at one length.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from transformers.activations import ACT2FN
+
 from foveate.core.errors import FoveateError
 from foveate.models.encoders.configuration import EncoderConfig
 
@@ -23,6 +25,9 @@ class TemporalPVCConfig(EncoderConfig):
         zero_init (`bool`): Whether the conditioning on time and the output of the attention over frames begin at
             zero, so that a new encoder is the vision transformer that it is made of.
         layer_norm_eps (`float`): Of the layer norms.
+        cls_token (`bool`): Whether there is a [CLS] token, as in InternViT; SigLIP has none.
+        final_norm (`bool`): Whether a layer norm follows the last block, as in SigLIP.
+        hidden_act (`str`): Activation of the MLP.
     """
 
     model_type = "temporal_pvc"
@@ -39,6 +44,9 @@ class TemporalPVCConfig(EncoderConfig):
     layer_scale_init_value: float = 0.1
     zero_init: bool = True
     layer_norm_eps: float = 1e-6
+    cls_token: bool = True
+    final_norm: bool = False
+    hidden_act: str = "gelu"
 
     def check(self) -> None:
         """See `EncoderConfig.check`."""
@@ -52,6 +60,10 @@ class TemporalPVCConfig(EncoderConfig):
             raise FoveateError(
                 f"temporal_layers of temporal_pvc must be at most its {self.num_hidden_layers} blocks, not "
                 f"{self.temporal_layers}."
+            )
+        if self.hidden_act not in ACT2FN:
+            raise FoveateError(
+                f"temporal_pvc has no hidden_act {self.hidden_act!r}; possible are those of transformers."
             )
         if self.time_scale <= 0:
             raise FoveateError(f"time_scale of temporal_pvc must be above 0, not {self.time_scale}.")

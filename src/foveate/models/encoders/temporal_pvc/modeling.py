@@ -53,7 +53,10 @@ class TemporalAttention(SelfInitialized):
 
 
 class SpatialBlock(GradientCheckpointingLayer):
-    """A block of InternViT: pre-norm attention within a frame and an MLP, each with learned factors per channel."""
+    """A block of InternViT: pre-norm attention within a frame and an MLP, each with learned factors per channel.
+
+    With factors of 1 it is a block of SigLIP.
+    """
 
     def __init__(self, config: TemporalPVCConfig) -> None:
         super().__init__()
@@ -62,7 +65,7 @@ class SpatialBlock(GradientCheckpointingLayer):
         self.attention = Attention(config, width, config.num_attention_heads)
         self.scale1 = LayerScale(width, config.layer_scale_init_value)
         self.norm2 = nn.LayerNorm(width, eps=eps)
-        self.mlp = MLP(width, config.intermediate_size)
+        self.mlp = MLP(width, config.intermediate_size, config.hidden_act)
         self.scale2 = LayerScale(width, config.layer_scale_init_value)
 
     def forward(self, x: Tensor, times: Tensor, counts: Sequence[int]) -> Tensor:
@@ -85,7 +88,7 @@ class TemporalBlock(GradientCheckpointingLayer):
         self.attention = Attention(config, width, heads)
         self.scale1 = LayerScale(width, config.layer_scale_init_value)
         self.temporal_attention = TemporalAttention(width, heads, config.zero_init)
-        self.mlp = MLP(width, config.intermediate_size)
+        self.mlp = MLP(width, config.intermediate_size, config.hidden_act)
         self.scale2 = LayerScale(width, config.layer_scale_init_value)
 
     def forward(self, x: Tensor, times: Tensor, counts: Sequence[int]) -> Tensor:
@@ -147,7 +150,7 @@ class TemporalPVCModel(Encoder):
         super().__init__(config)
         width, side = config.hidden_size, config.image_size // config.patch_size
         self.patches = nn.Conv2d(config.num_channels, width, config.patch_size, config.patch_size)
-        self.cls_token = LearnedTokens(1, width)
+        self.cls_token = LearnedTokens(1, width) if config.cls_token else None
         self.positions = Positions(Grid(side, side), width, mode="bicubic")
         self.timesteps = TimestepEmbedding(width)
         spatial = config.num_hidden_layers - config.temporal_layers
@@ -155,6 +158,7 @@ class TemporalPVCModel(Encoder):
             SpatialBlock(config) if number < spatial else TemporalBlock(config)
             for number in range(config.num_hidden_layers)
         )
+        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps) if config.final_norm else nn.Identity()
         self.post_init()
 
     def encode(
@@ -186,12 +190,15 @@ class TemporalPVCModel(Encoder):
         if timestamps is not None and timestamps.shape != (batch,):
             raise FoveateError(f"timestamps must be {batch} numbers, not of shape {tuple(timestamps.shape)}.")
         times = self.timesteps(self.config.time_scale * relative_times(counts, timestamps, pixel_values.device))
-        tokens = flatten(self.patches(pixel_values) + self.positions(grid))
-        x = torch.cat([self.cls_token(batch), tokens], dim=1)
+        x = tokens = flatten(self.patches(pixel_values) + self.positions(grid))
+        if self.cls_token is not None:
+            x = torch.cat([self.cls_token(batch), tokens], dim=1)
+        first = x.shape[1] - tokens.shape[1]
         if hidden_states is not None:
             hidden_states.append(tokens)
         for block in self.blocks:
             x = block(x, times, counts)
             if hidden_states is not None:
-                hidden_states.append(x[:, 1:])
-        return EncoderOutput(last_hidden_state=x[:, 1:], prefix_tokens=x[:, :1])
+                hidden_states.append(x[:, first:])
+        x = self.norm(x)
+        return EncoderOutput(last_hidden_state=x[:, first:], prefix_tokens=x[:, :first] if first else None)
