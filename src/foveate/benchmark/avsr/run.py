@@ -189,7 +189,8 @@ def _run(
             for snr, of_level in held_out.items():
                 row = _row(name, model, setting, snr, of_level, tokenizer)
                 document["rows"].append(row)
-                report(f"{label(row)} at {snr} dB: word error {100 * row['wer']:.1f} %")
+                noise = "without noise" if snr is None else f"at {snr:g} dB"
+                report(f"{label(row)} {noise}: word error {100 * row['wer']:.1f} %")
         write_json(path, document)
     document["finished"] = True
 
