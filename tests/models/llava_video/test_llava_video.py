@@ -10,7 +10,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
-from transformers import GenerationConfig, StaticCache
+from transformers import AutoModelForImageTextToText, GenerationConfig, PreTrainedModel, StaticCache
 
 import foveate
 from foveate import compat
@@ -19,7 +19,12 @@ from foveate.core.tokens import Grid
 from foveate.models.llava_video import FoveateLlavaVideoConfig
 from foveate.models.llava_video.placeholders import kept_columns, kept_placeholders
 from foveate.models.llava_video.processing import pair
-from foveate.models.video_connectors import ClipShape, register_video_connector, unregister_video_connector
+from foveate.models.video_connectors import (
+    ClipShape,
+    all_video_connectors,
+    register_video_connector,
+    unregister_video_connector,
+)
 from foveate.models.video_connectors.average import Average
 from tests.models.llava.small_llava import pictures
 from tests.models.llava_video.small_llava_video import (
@@ -54,6 +59,19 @@ def brightest():
     register_video_connector(Brightest)
     yield small_llava_video("brightest"), small_processor("brightest")
     unregister_video_connector("brightest")
+
+
+@pytest.mark.parametrize("name", sorted(all_video_connectors()))
+def test_every_model_inside_has_the_attention_that_is_asked_for(name, tmp_path):
+    small_llava_video(name).save_pretrained(tmp_path)
+    for attention in ("eager", "sdpa"):
+        model = AutoModelForImageTextToText.from_pretrained(tmp_path, attn_implementation=attention)
+        others = {
+            place: part.config._attn_implementation
+            for place, part in model.named_modules()
+            if isinstance(part, PreTrainedModel) and part.config._attn_implementation != attention
+        }
+        assert not others
 
 
 def test_an_image_is_a_clip_of_one_frame():

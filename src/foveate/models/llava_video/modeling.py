@@ -14,6 +14,7 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaModel,
     LlavaPreTrainedModel,
+    PreTrainedModel,
     SiglipTextModel,
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -100,7 +101,15 @@ class FoveateLlavaVideoModel(FoveateLlavaVideoPreTrainedModel, LlavaModel):
             readers = {str(layer): self.multi_modal_projector.build_reader(config.text_config) for layer in layers}
             self.memory_readers = nn.ModuleDict(readers)
             insert(self.language_model, self.memory_readers)
+        self._share_attention()
         self.post_init()
+
+    def _share_attention(self) -> None:
+        """Give models inside of the connector, of which `transformers` knows no configuration, this attention."""
+        for part in (self.multi_modal_projector, getattr(self, "instruction_encoder", None)):
+            for module in [] if part is None else part.modules():
+                if isinstance(module, PreTrainedModel):
+                    module.set_attn_implementation(self.config._attn_implementation)
 
     @property
     def own_compression(self) -> str | None:
