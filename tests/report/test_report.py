@@ -143,6 +143,8 @@ def test_axes_hold_every_point(places):
     for one in chart.points:
         x, y = chart.place(one.x, one.y)
         assert 40 < x < WIDTH and 0 < y < HEIGHT - 40
+    for one in chart.front:  # with their intervals
+        assert chart.limits[1][0] <= one.low and one.high <= chart.limits[1][1]
     assert all(chart.limits[0][0] <= tick <= chart.limits[0][1] for tick in chart.x_ticks)
     assert 1 <= len(chart.x_ticks) < 12 and 1 <= len(chart.y_ticks) < 12
     assert svg(chart).count('class="p ') == svg(chart, "dart").count('class="p ') == len(places)

@@ -87,14 +87,16 @@ class Chart:
     _y: tuple[float, float] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Compute axis limits with some margin around all points."""
+        """Compute axis limits with some margin around all points, and the intervals of those of the front."""
         low, high = (pick(point.x for point in self.points) for pick in (min, max))
         pad = max((high / low) ** 0.07, 1.04) if self.log else 1.0
         margin = 0 if self.log else 0.07 * (high - low) or 0.5 * high or 1
         object.__setattr__(self, "_x", (low / pad - margin, high * pad + margin))
         bottom, top = (pick(point.y for point in self.points) for pick in (min, max))
         margin = max(0.08 * (top - bottom), 0.01)
-        object.__setattr__(self, "_y", (max(bottom - margin, -0.02), min(top + 1.6 * margin, 1.05)))
+        bottom = min(bottom - margin, *(point.low - margin / 4 for point in self.front))
+        top = max(top + 1.6 * margin, *(point.high + margin / 4 for point in self.front))
+        object.__setattr__(self, "_y", (max(bottom, -0.02), min(top, 1.05)))
 
     @property
     def log(self) -> bool:
