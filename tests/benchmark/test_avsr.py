@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from foveate import compat, shipped
 from foveate.benchmark import avsr
+from foveate.benchmark.results import read_results
 from foveate.core.errors import FoveateError
 from foveate.training.avsr import AVSRRecipe, train_language_model
 from foveate.training.avsr.recipe import read_recipe
@@ -147,3 +149,38 @@ def test_invalid_settings() -> None:
         AVSRRecipe(steps=0)
     with pytest.raises(FoveateError, match="snrs names no level"):
         AVSRRecipe(snrs=())
+
+
+def test_the_page_says_what_was_measured() -> None:
+    """Sentences of docs/speech.md, on the committed results."""
+    root = Path(__file__).parents[2]
+    rows = read_results(root / "benchmarks/results/avsr.json")["rows"]
+    lines: dict[str, dict[float | None, dict[str, Any]]] = {}
+    for row in rows:
+        lines.setdefault(avsr.label(row), {})[row["snr"]] = row
+    levels = [None, 10.0, 5.0, 0.0, -5.0, -10.0]
+    error = {name: [line[snr]["wer"] for snr in levels] for name, line in lines.items()}
+    both, sound = (error[f"llama-avsr: audio 4{lips}"][4] for lips in (", video 2", ""))
+    assert both / sound == pytest.approx(0.1, abs=0.02)  # about a tenth at -5 dB
+    pairs = ("audio 4, video 2", "audio 4, video 5", "audio 16, video 2", "audio 16, video 5")
+    schemes = ("mtsk", "mtsk-shared-and-per-rate", "mtsk-shared")
+    alone, both, shared = (sum(sum(error[f"{scheme}: {pair}"]) for pair in pairs) for scheme in schemes)
+    assert max(alone, both) < shared
+    for pair in (pairs[0], pairs[-1]):  # intervals of one pair of rates overlap
+        for snr in levels:
+            three = [lines[f"{name}: {pair}"][snr] for name in ("llama-avsr", "mome", "mtsk")]
+            assert max(row["low"] for row in three) < min(row["high"] for row in three)
+
+    share = {name: [line[snr]["sound"]["share"] for snr in levels] for name, line in lines.items() if "%" in name}
+    fifth = zip(error["echoing-pixels: 20 %"], error["pool: all"], error["echoing-pixels: 20 %, random"], strict=True)
+    assert all(some - every < 0.03 and some < drawn for some, every, drawn in fifth)
+    for count in ("20 %", "10 %"):
+        falling = share[f"echoing-pixels-no-layer: {count}"]
+        assert falling == sorted(falling, reverse=True) and falling[-1] < 0.34 * falling[0]
+    for name in ("echoing-pixels", "echoing-pixels-two-layers"):
+        for count in ("50 %", "20 %", "10 %"):
+            assert max(share[f"{name}: {count}"]) - min(share[f"{name}: {count}"]) < 0.07
+    assert share["echoing-pixels: 50 %"] == sorted(share["echoing-pixels: 50 %"])
+    two = "echoing-pixels-two-layers"
+    for count in ("50 %", "20 %", "10 %"):
+        assert sum(error[f"{two}: {count}, random"]) < sum(error[f"{two}: {count}"]) + 0.02

@@ -14,6 +14,8 @@ from foveate.core.files import atomic_write
 Row = dict[str, Any]
 #: Lines of rates, or of shares of a pool.
 _STYLES = ("-", "--", ":", "-.")
+#: Most lines of a plot that shows their intervals.
+_MOST_BANDS = 9
 
 
 def _pooled(row: Row) -> bool:
@@ -90,18 +92,28 @@ def _sound(row: Row) -> list[float]:
     return list(row["sound"].values())
 
 
-def _plot(axes: Any, rows: Sequence[Row], snrs: Sequence[float | None], values: Callable[[Row], list[float]]) -> None:
+def _plot(
+    axes: Any,
+    rows: Sequence[Row],
+    related: Sequence[Row],
+    snrs: Sequence[float | None],
+    values: Callable[[Row], list[float]],
+) -> None:
     """Plot rows of several systems, a colour each, at several rates or shares, a style of line each.
+
+    Intervals are drawn where there are few lines.
 
     Args:
         axes: Of matplotlib.
         rows: What to plot.
+        related: Rows with which colours and styles are shared.
         snrs: Levels of noise.
         values: From a row to a value and the ends of its interval.
     """
-    groups = list(dict.fromkeys(map(_group, rows)))
-    variants = list(dict.fromkeys(map(_variant, rows)))
-    for name in dict.fromkeys(map(label, rows)):
+    groups = list(dict.fromkeys(map(_group, related)))
+    variants = list(dict.fromkeys(map(_variant, related)))
+    names = list(dict.fromkeys(map(label, rows)))
+    for name in names:
         line = {row["snr"]: row for row in rows if label(row) == name}
         first = next(iter(line.values()))
         color = f"C{groups.index(_group(first))}"
@@ -109,12 +121,13 @@ def _plot(axes: Any, rows: Sequence[Row], snrs: Sequence[float | None], values: 
         places = [place for place, snr in enumerate(snrs) if snr in line]
         points = 100 * np.array([values(line[snrs[place]]) for place in places])
         axes.plot(places, points[:, 0], style, marker="o", markersize=3, label=name, color=color)
-        axes.fill_between(places, points[:, 1], points[:, 2], alpha=0.06, color=color)
+        if len(names) <= _MOST_BANDS:
+            axes.fill_between(places, points[:, 1], points[:, 2], alpha=0.08, color=color)
     axes.set_xticks(range(len(snrs)), ["clean" if snr is None else f"{snr:g}" for snr in snrs])
     axes.set_xlabel("signal-to-noise ratio (dB)")
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.12))
 
 
 def draw(document: dict[str, Any], path: Path) -> None:
@@ -132,24 +145,26 @@ def draw(document: dict[str, Any], path: Path) -> None:
     except ImportError as error:
         raise FoveateError("the plot needs matplotlib; install it with `pip install foveate[bench]`.") from error
     of_rates = [row for row in document["rows"] if not _pooled(row)]
+    both = [row for row in of_rates if row["audio"] and row["video"]]
+    alone = [row for row in of_rates if not (row["audio"] and row["video"])]
     pooled = [row for row in document["rows"] if _pooled(row) and not row["random"]]
     panels = [
-        (title, axis, rows, values)
-        for title, axis, rows, values in (
-            ("sound or lips", "word error (%)", [row for row in of_rates if not _reads_both(row)], _word_error),
-            ("sound and lips", "word error (%)", [row for row in of_rates if _reads_both(row)], _word_error),
-            ("one pool of sound and lips", "word error (%)", pooled, _word_error),
-            ("what is kept of the pool", "share of sound (%)", _chosen(pooled), _sound),
+        panel
+        for panel in (
+            ("sound or lips", "word error (%)", alone, alone, _word_error),
+            ("sound and lips", "word error (%)", both, both, _word_error),
+            ("one pool of sound and lips", "word error (%)", pooled, pooled, _word_error),
+            ("what is kept of the pool", "share of sound (%)", _chosen(pooled), pooled, _sound),
         )
-        if rows
+        if panel[2]
     ]
     columns = min(len(panels), 2)
     lines = -(-len(panels) // columns)
-    figure = Figure(figsize=(6 * columns, 5 * lines), layout="constrained")
+    figure = Figure(figsize=(6 * columns, 6 * lines), layout="constrained")
     FigureCanvasAgg(figure)
     all_axes = figure.subplots(lines, columns, squeeze=False).flat
-    for axes, (title, axis, rows, values) in zip(all_axes, panels, strict=False):
-        _plot(axes, rows, document["settings"]["snrs"], values)
+    for axes, (title, axis, rows, related, values) in zip(all_axes, panels, strict=False):
+        _plot(axes, rows, related, document["settings"]["snrs"], values)
         axes.set_title(title, fontsize=10)
         axes.set_ylabel(axis)
     for axes in list(all_axes)[len(panels) :]:
@@ -157,7 +172,3 @@ def draw(document: dict[str, Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as partial:
         figure.savefig(partial, dpi=110, format="png")
-
-
-def _reads_both(row: Row) -> bool:
-    return bool(row["audio"] and row["video"])
