@@ -52,7 +52,7 @@ NOT_RUN = {
     "docs/streaming.md": ["tests/streaming/test_files.py runs both on a small model"],
     "docs/speech.md": [
         "downloads several GB; tests/models/avsr/test_avsr.py runs it on small models",
-        "an hour on a free CPU core; tests/benchmark/test_avsr.py runs it on a small model",
+        "an hour and a half on a free CPU core; tests/benchmark/test_avsr.py runs it on a small model",
         "needs trained weights; tests/models/echoing_pixels runs it on a small model",
     ],
     "docs/training-with-fewer-tokens.md": [
