@@ -396,6 +396,8 @@ def test_trainings_of_clips_start_from_the_model_of_the_recipe(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FoveateError, match="train it with `foveate train recipe:video/base`"):
         run(ClipTrainedSettings(), tmp_path / "trained.json", tmp_path / "runs")
+    with pytest.raises(FoveateError, match="there is no benchmarks/models/measure-llava, .* in a clone"):
+        run(TrainedSettings(), tmp_path / "trained.json", tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
 
 

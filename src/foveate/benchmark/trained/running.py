@@ -19,7 +19,7 @@ from foveate.benchmark.rows import Rows
 from foveate.benchmark.trained import cost
 from foveate.benchmark.trained.claims import CLAIMS, CLIP_CLAIMS, judged
 from foveate.benchmark.trained.recipes import model_folder, recipe_of, run_folder, without_weights_of_others
-from foveate.benchmark.trained.settings import CLIP_BASE, ClipTrainedSettings, TrainedSettings
+from foveate.benchmark.trained.settings import BASE, CLIP_BASE, ClipTrainedSettings, TrainedSettings
 from foveate.benchmark.trained.systems import SYSTEMS, VIDEO_SYSTEMS, Training, trainings
 from foveate.core.errors import FoveateError
 from foveate.core.full_model import FULL_MODEL
@@ -30,6 +30,11 @@ from foveate.training.run import Run, RunResult
 from foveate.training.run_directory import RunDirectory
 
 KIND = "trained"
+#: Where the usual models to start from come from.
+_SOURCES = {
+    BASE: "run the command in a clone of the repository, which has it",
+    CLIP_BASE: "train it with `foveate train recipe:video/base`",
+}
 CLIP_NOTE = (
     "Every training has the same language model at the start, the same frozen vision tower, the same clips in the "
     "same order, the same steps and seed; only the connector differs. The tower of temporal_pvc is made of the same "
@@ -85,10 +90,10 @@ def run(
         FoveateError: The file has other settings, the model to start from has not been trained, or a training cannot be
             built.
     """
-    if settings.base == CLIP_BASE and not Path(CLIP_BASE).is_dir():
+    if (source := _SOURCES.get(settings.base)) and not Path(settings.base).is_dir():
         raise FoveateError(
-            f"there is no {CLIP_BASE}, the model that all trainings start from: train it with `foveate train "
-            "recipe:video/base`, or name another one with --base."
+            f"there is no {settings.base}, the model that all trainings start from: {source}, or name another one with "
+            "--base."
         )
     chosen = trainings(only, settings.systems)
     (rows,) = earlier(path, settings.described, ("rows",), KIND)
