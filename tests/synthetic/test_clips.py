@@ -1,5 +1,7 @@
 """What is asked about a clip is true of its frames."""
 
+import math
+import re
 from collections import Counter
 from functools import cache
 
@@ -9,6 +11,7 @@ import pytest
 from foveate import FoveateError
 from foveate.synthetic import families_of
 from foveate.synthetic.clips import CLIP_TASKS, render_clip
+from foveate.synthetic.clips.captions import END, WORDS, captions, word_ids
 from foveate.synthetic.shapes import COLOURS
 from foveate.synthetic.words import split_of
 
@@ -164,3 +167,35 @@ def test_held_out_parts_are_never_in_training_clips():
 def test_impossible_clips_are_refused(arguments, message):
     with pytest.raises(FoveateError, match=message):
         render_clip(**{"task": "clip_order", **arguments})
+
+
+@pytest.mark.parametrize("task", CLIP_TASKS)
+def test_captions_say_what_is_shown_and_what_it_does(task: str) -> None:
+    for seed in range(12):
+        sample = render_clip(task, seed, seconds=4, difficulty=seed / 11)
+        scene, times = sample.meta["scene"], sample.timestamps
+        texts = captions(scene, times, 3)
+        assert len(texts) == math.ceil(len(times) / 3)
+        for part, text in enumerate(texts):
+            seconds = times[3 * part : 3 * part + 3]
+            said = [] if text == "nothing" else re.sub(r'"[^"]*"', "TEXT", text).split(", ")
+            shown = {actor.name for actor in scene.actors if any(actor.visible(second) for second in seconds)}
+            named = [" ".join(one.split()[:2]) for one in said if not one.startswith("sign")]
+            assert sorted(named) == sorted(shown)
+            assert any(one.startswith("sign") for one in said) == (scene.sign is not None)
+            for one in said:
+                actor = next((actor for actor in scene.actors if one.startswith(actor.name)), None)
+                if actor is None:
+                    continue
+                rest = one.removeprefix(actor.name).strip()
+                frames = [actor.visible(second) for second in seconds]
+                assert ("appears" in rest.split()) <= (not all(frames)) and (rest == "disappears") <= (not frames[-1])
+                if rest.startswith("moves"):
+                    assert rest == f"moves {actor.direction}" and all(frames)
+            words = word_ids(text)
+            assert words[-1] == END and END not in words[:-1] and max(words) < len(WORDS)
+    assert [WORDS[word] for word in word_ids('red star moves up, sign "A 1" then "b,"')] == [
+        "red", "star", "moves", "up", ",", "sign", "A", "1", "then", "b", ",", "</s>",
+    ]  # fmt: skip
+    with pytest.raises(FoveateError, match="no word 'violet'"):
+        word_ids("violet star")

@@ -13,23 +13,27 @@ import torch
 import foveate
 from foveate import FoveateError
 from foveate.answering.conversations import inputs_of_batch
+from foveate.core.tokens import Grid
 from foveate.models.video_connectors import all_video_connectors
+from foveate.synthetic.clips.captions import END, WORDS, captions, word_ids
 from foveate.training.building import export, new_model
 from foveate.training.clip_source import ClipSource
 from foveate.training.collate import Collator
-from foveate.training.recipe import Clips, NewModel, Sizes
+from foveate.training.losses import IGNORED, TERMS, counts_of
+from foveate.training.recipe import Clips, Losses, NewModel, Sizes
 from foveate.training.recipe_file import parse_recipe, read_recipe
 from foveate.training.run import Run
 from foveate.training.training_model import TrainingModel
-from tests.training.small_training import recipe, small_stage
+from tests.training.small_training import read_log, recipe, small_stage
 from tests.training.small_video import SIDE, TRAIN, new_fields
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes" / "video").glob("*.yaml"))
 CLIPS: dict[str, Any] = {
     "sizes": {"width": [SIDE, SIDE], "height": [SIDE, SIDE]}, "seconds": [3, 4], "fps": [1.0], "questions": 1
 }  # fmt: skip
-#: Connectors that learn from answers: the small language model of langdc learns from captions, which no clip here has.
-CONNECTORS = sorted(all_video_connectors().keys() - {"langdc"})
+CONNECTORS = sorted(all_video_connectors())
+#: Place of the captions among the terms of the loss.
+CAPTIONS = [term.weight for term in TERMS].index("captions")
 
 
 def examples_of(count: int, questions: int = 1) -> list[Any]:
@@ -99,6 +103,60 @@ def test_a_recipe_trains_a_connector_and_the_model_answers(tmp_path: Path) -> No
     # Frames of 6 x 6 patches, pooled to 3 x 3; one of two frames is in the sequence.
     assert answer.frames == len(example.clips[0].frames) and answer.tokens.read == answer.frames // 2 * 9
     assert answer.tokens.generated == 3 or answer.text
+
+
+def captioned_fields() -> dict[str, Any]:
+    """A small langdc whose words are those of captions of rendered clips."""
+    fields = new_fields("langdc")
+    fields["connector"] |= {"clip_frames": 2, "vocabulary": len(WORDS), "stop": [END], "before": [], "after": []}
+    return fields
+
+
+def test_captions_train_the_small_language_model() -> None:
+    model, processor = new_model(NewModel(**captioned_fields()), seed=0)
+    first, second = examples_of(2)
+    batch = Collator(processor, captions=True)([first, second])
+    texts = [text for one in (first, second) for text in captions(one.scene, one.clips[0].timestamps, 2)]
+    rows = [row[row != IGNORED].tolist() for row in batch["captions"]]
+    assert rows == [word_ids(text) for text in texts] and len(rows) == sum(
+        -(-len(one.clips[0].frames) // 2) for one in (first, second)
+    )
+    trained = TrainingModel(model.eval())
+    sums = trained(**batch)
+    connector, start, losses = model.model.multi_modal_projector, 0, []
+    read = {name: batch[name] for name in ("pixel_values_videos", "frame_counts")}
+    tower = model.model.vision_tower(read["pixel_values_videos"].flatten(0, 1), output_hidden_states=True)
+    features = tower.hidden_states[-2][:, 1:].unflatten(0, (2, -1))
+    for clip, count in zip(features, read["frame_counts"].tolist(), strict=True):
+        stop = start + -(-count // 2)
+        references = [torch.tensor(row) for row in rows[start:stop]]
+        losses.append(connector.caption_scores(clip[:count], Grid(6, 6), references)[0])
+        start = stop
+    torch.testing.assert_close(sums["caption_loss"], torch.cat(losses).sum(), rtol=1e-4, atol=1e-4)
+    assert int(sums["caption_tokens"]) == sum(map(len, rows)) == int(counts_of(batch, Losses())[CAPTIONS])
+    assert 0 <= int(sums["caption_right"]) <= int(sums["caption_tokens"])
+    sums["caption_loss"].backward()
+    assert connector.captioner.embed_tokens.weight.grad is not None and model.lm_head.weight.grad is None
+    with torch.no_grad():  # the next pass has no captions
+        assert "caption_loss" not in trained(**{name: value for name, value in batch.items() if name != "captions"})
+
+
+def test_captions_of_a_stage_need_rendered_clips_and_their_words(tmp_path: Path) -> None:
+    loss = {"answer": 1, "captions": 0.5}
+    content = recipe(tmp_path / "run", small_stage([{"clips": CLIPS}], train=TRAIN, steps=2, batch_size=2, loss=loss))
+    content["model"] = {"new": captioned_fields()}
+    result = Run(parse_recipe(content), output=tmp_path / "run").train()
+    last = read_log(tmp_path / "run")[-1]
+    assert result.finished and last["caption_loss"] > 0 and 0 <= last["caption_accuracy"] <= 1
+    _, processor = new_model(NewModel(**new_fields("langdc")), seed=0)
+    with pytest.raises(FoveateError, match=f"give the connector langdc `vocabulary: {len(WORDS)}`"):
+        Collator(processor, captions=True)
+    _, processor = new_model(NewModel(**new_fields("average")), seed=0)
+    with pytest.raises(FoveateError, match="of the connector langdc, which this model does not have"):
+        Collator(processor, captions=True)
+    content["stages"][0]["data"] = [{"easy_vqa": True}]
+    with pytest.raises(FoveateError, match="which only rendered clips have"):
+        Run(parse_recipe(content), output=tmp_path / "other").train()
 
 
 def test_what_is_not_possible_is_refused() -> None:

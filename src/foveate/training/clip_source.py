@@ -92,7 +92,8 @@ def _render(
             failure = error
         else:
             clip, asked = clip_of(sample), (sample.question, sample.answer)
-            return Example.of_clip(clip, *asked, sample.task, sample.more, sample.places, sample.named)
+            facts = (sample.more, sample.places, sample.named, sample.meta["scene"])
+            return Example.of_clip(clip, *asked, sample.task, *facts)
     raise failure or RuntimeError("there is no clip to draw")
 
 

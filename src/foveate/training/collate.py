@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from foveate.clips import Clip
 from foveate.core.errors import FoveateError
@@ -25,9 +26,7 @@ from foveate.training.attention_supervision import (
 from foveate.training.dense_labels import UNKNOWN, cell_targets, colour_targets, page_targets, usual_cells
 from foveate.training.examples import ROLES, Example, Place, Turn
 from foveate.training.lengths import common_lengths, nested_part_of
-
-#: Label of a position without a loss.
-IGNORED = -100
+from foveate.training.losses import IGNORED
 
 
 class Collator:
@@ -47,9 +46,11 @@ class Collator:
         window: Resize images to this many patches a side (`recipe.Stage.window`).
         cell_grid: (rows, columns) of the cells of a final token; by default `supervision.usual_cells`.
         lengths: Produce `lengths`, the numbers of tokens that a nested connector is trained at.
+        captions: Produce `captions`, what happens in every few frames of rendered clips, for a connector that learns
+            from that.
 
     Raises:
-        FoveateError: the model does not support windows.
+        FoveateError: the model does not support windows, or has nothing that learns from captions.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Collator:
         window: int | None = None,
         cell_grid: tuple[int, int] | None = None,
         lengths: bool = False,
+        captions: bool = False,
     ) -> None:
         connector = getattr(processor, "connector", None)
         if isinstance(connector, VideoConnector) and (cells or colours or pages or window is not None or lengths):
@@ -76,6 +78,7 @@ class Collator:
                 "attention supervision needs tokens that stand for parts of the image or clip, and those of "
                 f"{connector.name} do not."
             )
+        self.caption_frames = _caption_frames(connector) if captions else None
         self.processor = processor
         self.architecture = architecture_of(processor)
         self.stages = self.architecture.stages_of_processor(processor)
@@ -112,7 +115,7 @@ class Collator:
         """Collate a batch: inputs of the vision tower and the requested targets.
 
         `input_ids`, `attention_mask` and `labels` are (B, T); `cells` is (L', cells), `pointers` (B, T), `pages`
-        (n, classes), `colours` (L', 12), `lengths` (lengths,), absent without images.
+        (n, classes), `colours` (L', 12), `lengths` (lengths,), absent without images; `captions` (K, L).
 
         Raises:
             FoveateError: an image or a clip cannot be opened, or the chat template does not fit (see `encode`), or the
@@ -131,6 +134,8 @@ class Collator:
         if clips:
             clip_inputs, clip_grids = self.architecture.clips(self.processor, clips)
             batch |= clip_inputs
+        if self.caption_frames is not None:
+            batch["captions"] = _captions(examples, clips_by_example, self.caption_frames)
         if self.cells and flat:
             batch["cells"] = self._cell_targets(examples, images_by_example, grids)
         if self.pages and flat:
@@ -435,3 +440,37 @@ def _answers(example: Example, labels: list[int]) -> Iterator[tuple[str, int, in
             end = learned.index(False, begin) if False in learned[begin:] else len(learned)
             yield turn["value"], begin, end
             begin = end
+
+
+def _caption_frames(connector: Any) -> int:
+    """Frames of a caption of a connector, whose words must be those of captions of rendered clips.
+
+    Raises:
+        FoveateError: it learns from no captions, or its small language model has other words.
+    """
+    from foveate.synthetic.clips.captions import END, WORDS
+
+    frames = getattr(connector, "caption_frames", None)
+    if frames is None:
+        raise FoveateError(
+            "loss.captions trains the small language model of the connector langdc, which this model does not have; "
+            "leave it out."
+        )
+    options = connector.options
+    if options.vocabulary != len(WORDS) or options.stop != (END,):
+        raise FoveateError(
+            f"captions of rendered clips have {len(WORDS)} words, and {END} ends them: give the connector "
+            f"{connector.name} `vocabulary: {len(WORDS)}` and `stop: [{END}]`."
+        )
+    return frames
+
+
+def _captions(examples: Sequence[Example], clips: Sequence[Sequence[Clip]], frames: int) -> torch.Tensor:
+    """Tokens `(K, L)` of the captions of all clips, with `IGNORED` behind them."""
+    from foveate.synthetic.clips.captions import captions, word_ids
+
+    rows = []
+    for example, (clip,) in zip(examples, clips, strict=True):
+        assert example.scene is not None  # the stage has rendered clips alone
+        rows += [torch.tensor(word_ids(text)) for text in captions(example.scene, clip.timestamps, frames)]
+    return pad_sequence(rows, batch_first=True, padding_value=IGNORED)

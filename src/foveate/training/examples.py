@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from PIL import Image
 
@@ -14,6 +14,9 @@ from foveate.core.errors import FoveateError
 from foveate.core.frames import FrameSampler
 from foveate.core.plan import Step
 from foveate.training.dense_labels import Character
+
+if TYPE_CHECKING:
+    from foveate.synthetic.clips.scene import Scene
 
 PLACEHOLDER, CLIP_PLACEHOLDER = "<image>", "<video>"
 #: Speakers in LLaVA's files, as roles of a chat template.
@@ -53,6 +56,7 @@ class Example:
         places: For every answer about the only clip what shows it, as seconds and pixels (second, x, y): one place for
             all of it or one for each of its characters.
         named: Places that show the things that questions about it name.
+        scene: What happens in the only clip, if it is rendered.
     """
 
     images: list[Image.Image | Path]
@@ -63,6 +67,7 @@ class Example:
     clips: list[Clip | ClipFile] = field(default_factory=list)
     places: Sequence[Sequence[Place]] = ()
     named: Mapping[str, Place] = field(default_factory=dict)
+    scene: Scene | None = None
 
     @classmethod
     def of_question(
@@ -89,10 +94,11 @@ class Example:
         more: Sequence[tuple[str, str]] = (),
         places: Sequence[Sequence[Place]] = (),
         named: Mapping[str, Place] | None = None,
+        scene: Scene | None = None,
     ) -> Example:
         """Build an example of one clip and one question with its answer; `more` are further turns."""
         turns = _turns(CLIP_PLACEHOLDER, [(question, answer), *more])
-        return cls([], turns, task=task, clips=[clip], places=places, named=named or {})
+        return cls([], turns, task=task, clips=[clip], places=places, named=named or {}, scene=scene)
 
     def read_clips(self) -> list[Clip]:
         """Clips with their frames; those of files are decoded, by the first question where a sampler reads it.

@@ -14,6 +14,9 @@ from foveate.training.attention_supervision import NO_TARGET
 from foveate.training.dense_labels import cell_weight
 from foveate.training.recipe import Losses
 
+#: Label of a position without a loss.
+IGNORED = -100
+
 
 @dataclass(frozen=True)
 class Term:
@@ -57,6 +60,7 @@ TERMS = (
     Term("question_attention", "question_attention", "question_attention_count", "question_attention_count"),
     Term("page", "page", "page_count"),
     Term("colours", "colour", "colour_count"),
+    Term("captions", "caption", "caption_tokens", "caption_tokens"),
     Term("recalibration", "recalibration", "recalibration_count"),
 )
 
@@ -68,7 +72,7 @@ def counts_of(batch: dict[str, torch.Tensor], losses: Losses) -> torch.Tensor:
     """Divisors of `TERMS`, computed from a batch's targets before the forward pass: (terms,) float64."""
     counts = dict.fromkeys((term.weight for term in TERMS), torch.zeros((), dtype=torch.float64))
     if "labels" in batch:
-        counts["answer"] = (batch["labels"][:, 1:] != -100).sum()
+        counts["answer"] = (batch["labels"][:, 1:] != IGNORED).sum()
     if "cells" in batch:
         counts["cells"] = counts["early_cells"] = cell_weight(batch["cells"], losses.blank)
     if "answer_targets" in batch:
@@ -79,6 +83,8 @@ def counts_of(batch: dict[str, torch.Tensor], losses: Losses) -> torch.Tensor:
         counts["page"] = (batch["pages"] >= 0).sum()
     if "colours" in batch:
         counts["colours"] = torch.tensor(batch["colours"].numel())
+    if "captions" in batch:
+        counts["captions"] = (batch["captions"] != IGNORED).sum()
     if "pixel_values" in batch:
         counts["recalibration"] = torch.tensor(len(batch["pixel_values"]))
     return torch.stack([counts[term.weight].double().cpu() for term in TERMS])

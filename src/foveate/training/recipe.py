@@ -303,6 +303,7 @@ class Losses:
         page: Characters in an image, predicted from its [CLS] token, so that this token attends to text; for towers
             that have one.
         colours: Colours of the parts of an image, from the tower's final tokens; squared error of values from -1 to 1.
+        captions: Captions of rendered clips, for connectors that learn from them (`langdc`).
         recalibration: Tokens of the stage's `teacher` after every block, recovered from those of a tower that slims
             them (`sit`); squared error. 2 in the paper (`foveate.models.encoders.sit.FRD`).
     """
@@ -317,6 +318,7 @@ class Losses:
     question_attention_layer: int = 0
     page: float = 0.0
     colours: float = 0.0
+    captions: float = 0.0
     recalibration: float = 0.0
 
     #: Former keys, which are refused with their new names.
@@ -344,11 +346,12 @@ class Losses:
             "question_attention",
             "page",
             "colours",
+            "captions",
             "recalibration",
         ):
             if getattr(self, name) < 0:
                 raise FoveateError(f"{where}.{name}: {getattr(self, name)} is negative.")
-        for name in ("answer_attention", "question_attention"):
+        for name in ("answer_attention", "question_attention", "captions"):
             if getattr(self, name) and not self.answer:
                 raise FoveateError(f"{where}.{name}: needs the language model, which does not run with answer: 0.")
         if (

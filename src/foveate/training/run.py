@@ -291,6 +291,7 @@ class Run:
                 question_attention=stage.loss.question_attention > 0,
                 pages=stage.loss.page > 0,
                 colours=stage.loss.colours > 0,
+                captions=stage.loss.captions > 0,
                 window=stage.window,
                 cell_grid=self.recipe.cells,
                 lengths=lengths != "full",
@@ -352,6 +353,11 @@ def _check_reach(stage: Stage, training_model: TrainingModel) -> None:
         raise FoveateError(
             f"stage {stage.name}: loss.early_cells reads the tokens before the last stage, which this {kind} model "
             "does not have; leave it out."
+        )
+    if stage.loss.captions and any(data.clips is None for data in stage.data):
+        raise FoveateError(
+            f"stage {stage.name}: loss.captions needs captions, which only rendered clips have; take other data out, "
+            "or leave it out."
         )
     rendered = any(data.rendered is not None for data in stage.data)
     shown = rendered or any(data.clips is not None for data in stage.data)

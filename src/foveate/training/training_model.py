@@ -29,6 +29,7 @@ from foveate.training.dense_labels import (
     usual_cells,
 )
 from foveate.training.lengths import encoded_once
+from foveate.training.losses import IGNORED
 from foveate.training.methods import dpn
 from foveate.training.recalibration import Recalibration, slimmed_tower
 
@@ -148,6 +149,7 @@ class TrainingModel(nn.Module):
         question_targets: torch.Tensor | None = None,
         pages: torch.Tensor | None = None,
         colours: torch.Tensor | None = None,
+        captions: torch.Tensor | None = None,
         lengths: torch.Tensor | None = None,
         blank_weight: float = 1.0,
         **inputs: torch.Tensor,
@@ -164,6 +166,7 @@ class TrainingModel(nn.Module):
             pages: (n, classes), 1 for every character on an image, 0 for the others, negative where that is not known
                 (`dense_labels.page_targets`); None skips them.
             colours: (L', 12), of the quarters of the final tokens (`dense_labels.colour_targets`); None skips them.
+            captions: (K, L), tokens of the captions of all clips, -100 behind them; None skips them.
             lengths: (n,), numbers of tokens of a nested connector: the answer loss is the mean of the losses at these.
                 The vision tower runs once for all of them. None: the connector's default number.
             blank_weight: Weight of a blank cell, relative to 1 for a cell with a character.
@@ -173,7 +176,8 @@ class TrainingModel(nn.Module):
         if labels is None:
             self.architecture.encode(self.model, inputs)
         else:
-            sums |= self._answer(labels, inputs) if lengths is None else self._answer_at(lengths, labels, inputs)
+            with self._describing(captions, sums):
+                sums |= self._answer(labels, inputs) if lengths is None else self._answer_at(lengths, labels, inputs)
             supervisions = (
                 ("answer_attention", self._answer_attention, answer_targets),
                 ("question_attention", self._question_attention, question_targets),
@@ -212,6 +216,22 @@ class TrainingModel(nn.Module):
             "answer_loss": F.cross_entropy(logits, targets, reduction="sum") + self._routing(learned.sum()),
             "answer_tokens": learned.sum(),
             "answer_right": (logits.detach().argmax(-1) == targets).sum(),
+        }
+
+    @contextmanager
+    def _describing(self, captions: torch.Tensor | None, sums: dict[str, torch.Tensor]) -> Generator[None]:
+        """Add the sums of the caption loss of the pass within the context."""
+        if captions is None:
+            yield
+            return
+        rows = [row[row != IGNORED] for row in captions]
+        with self.model.model.multi_modal_projector.supervised(rows) as scores:
+            yield
+        losses, right = (torch.cat(parts) for parts in zip(*scores, strict=True))
+        sums |= {
+            "caption_loss": losses.sum(),
+            "caption_tokens": torch.tensor(len(losses), device=losses.device),
+            "caption_right": right.sum(),
         }
 
     def _answer_at(

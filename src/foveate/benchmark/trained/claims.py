@@ -118,6 +118,7 @@ CLIP_CLAIMS = tuple(
         ("vqtoken", "arXiv 2503.16980"),
         ("b_vllm", "arXiv 2412.09919"),
         ("hicom", "arXiv 2503.16036"),
+        ("langdc", "arXiv 2509.00969"),
         ("temporal_pvc", "arXiv 2412.09613"),
     )
 )

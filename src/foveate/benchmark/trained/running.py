@@ -39,11 +39,11 @@ CLIP_NOTE = (
     "Every training has the same language model at the start, the same frozen vision tower, the same clips in the "
     "same order, the same steps and seed; only the connector differs. The tower of temporal_pvc is made of the same "
     "one, with attention over frames in its last blocks, and is trained. Tokens: placeholders of a clip of 8 frames, "
-    "of which b_vllm may leave some empty. Accuracy: exact match after normalisation, the mean over tasks, with a "
-    "95 % bootstrap interval over the questions, which does not contain the noise of the seed: every training has one. "
-    "FLOPs: to the first token of a short question, by torch's counter; text encoders, decoder layers that read the "
-    "clip, and what a connector computes outside of its layers count as prefill. Time to the first token: all models "
-    "take turns. Training FLOPs: those of the first batch times the steps."
+    "of which b_vllm and langdc may leave some empty. Accuracy: exact match after normalisation, the mean over tasks, "
+    "with a 95 % bootstrap interval over the questions, which does not contain the noise of the seed: every training "
+    "has one. FLOPs: to the first token of a short question, by torch's counter; text encoders, decoder layers that "
+    "read the clip, and what a connector computes outside of its layers count as prefill. Time to the first token: "
+    "all models take turns. Training FLOPs: those of the first batch times the steps."
 )
 NOTE = (
     "Every training has the same language model at the start, the same frozen vision tower, the same images in the "

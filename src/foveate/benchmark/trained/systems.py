@@ -201,6 +201,7 @@ VIDEO_SYSTEMS: tuple[System, ...] = (
     System("vqtoken", {32: {}}, recipe="video/vqtoken"),
     System("b_vllm", {64: {}}, recipe="video/b_vllm"),
     System("hicom", {72: {}}, recipe="video/hicom"),
+    System("langdc", {72: {}}, recipe="video/langdc"),
     System("temporal_pvc", {32: {}}, recipe="video/temporal_pvc", encoder=_PVC_TOWER, from_base=True),
 )  # fmt: skip
 

@@ -114,6 +114,11 @@ class VideoConnector(ConfiguredModule[O_co], Generic[O_co]):
         return True
 
     @property
+    def caption_frames(self) -> int | None:
+        """Frames that a caption is about, for connectors that learn from captions (`supervised`)."""
+        return None
+
+    @property
     def image_frames(self) -> int:
         """Equal frames that an image is repeated to."""
         return 1

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -171,6 +173,7 @@ class LangDC(VideoConnector[LangDCOptions]):
         )
         layer = nn.Linear if chosen.projector == "linear" else MLP
         self.soft_projector: nn.Module = layer(chosen.width, text_hidden_size)
+        self._references: tuple[Iterator[Tensor], list[tuple[Tensor, Tensor]]] | None = None
 
     @property
     def static_count(self) -> bool:
@@ -197,12 +200,38 @@ class LangDC(VideoConnector[LangDCOptions]):
         captions = -(-frames // chosen.clip_frames) * chosen.tokens
         return ClipShape(1, 1, frames * (chosen.pooled_image**2 + chosen.pooled_video**2) + captions)
 
+    @property
+    def caption_frames(self) -> int:
+        """See `VideoConnector.caption_frames`."""
+        return self.options.clip_frames
+
+    @contextmanager
+    def supervised(self, captions: Sequence[Tensor]) -> Generator[list[tuple[Tensor, Tensor]]]:
+        """Score reference captions in the next pass.
+
+        Args:
+            captions: Tokens `(n,)` of all captions of all clips of that pass, in their order; see `caption_scores`.
+
+        Yields:
+            A list that gets the scores of every clip.
+        """
+        scores: list[tuple[Tensor, Tensor]] = []
+        self._references = (iter(captions), scores)
+        try:
+            yield scores
+        finally:
+            self._references = None
+
     def connect(
         self, features: Tensor, grid: Grid, shape: ClipShape, timestamps: Tensor | None, text: Instruction | None
     ) -> Tensor:
         """See `VideoConnector.connect`."""
         if self.options.video_width is not None:
             raise FoveateError("langdc with video_width reads the features of a video encoder as well: call read().")
+        if self._references is not None:
+            captions, scores = self._references
+            count = -(-len(features) // self.options.clip_frames)
+            scores.append(self.caption_scores(features, grid, list(islice(captions, count))))
         return self.read(features, features, grid, grid)
 
     def read(self, image: Tensor, video: Tensor, image_grid: Grid, video_grid: Grid) -> Tensor:
@@ -293,7 +322,14 @@ class LangDC(VideoConnector[LangDCOptions]):
         return F.linear(hidden, self.captioner.embed_tokens.weight)
 
     def caption_loss(self, features: Tensor, grid: Grid, captions: Sequence[Tensor]) -> Tensor:
-        """Cross entropy of reference captions, the training of the small language model and its projections.
+        """Mean cross entropy of reference captions: the training of the small language model and its projections.
+
+        Arguments and errors are those of `caption_scores`.
+        """
+        return self.caption_scores(features, grid, captions)[0].mean()
+
+    def caption_scores(self, features: Tensor, grid: Grid, captions: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Cross entropy of every token of reference captions, and whether it is the most probable one.
 
         Args:
             features: `(T, N, D)` of a clip.
@@ -301,7 +337,7 @@ class LangDC(VideoConnector[LangDCOptions]):
             captions: Tokens `(n,)` of a caption of every `clip_frames` frames, with the one that ends it.
 
         Returns:
-            The mean over all tokens of the captions.
+            Both `(tokens,)`, of one caption after the other.
 
         Raises:
             FoveateError: There is another number of captions.
@@ -309,12 +345,14 @@ class LangDC(VideoConnector[LangDCOptions]):
         prompts = [one for part in self.prompts(features, features, grid, grid) for one in part]
         if len(prompts) != len(captions):
             raise FoveateError(f"these {len(features)} frames have {len(prompts)} captions, not {len(captions)}.")
-        embed, losses = self.captioner.embed_tokens, []
+        embed, losses, right = self.captioner.embed_tokens, [], []
         for prompt, words in zip(prompts, captions, strict=True):
             inputs = torch.cat([prompt, embed(words[:-1]).to(prompt)])[None]
             hidden = self.captioner(inputs_embeds=inputs, use_cache=False).last_hidden_state[0, -len(words) :]
-            losses.append(F.cross_entropy(self._logits(hidden).float(), words, reduction="none"))
-        return torch.cat(losses).mean()
+            logits = self._logits(hidden).float()
+            losses.append(F.cross_entropy(logits, words, reduction="none"))
+            right.append(logits.argmax(dim=-1) == words)
+        return torch.cat(losses), torch.cat(right)
 
 
 def pooled(x: Tensor, grid: Grid, side: int) -> Tensor:
