@@ -128,6 +128,12 @@ def test_the_loss_of_captions_is_that_of_their_tokens_and_trains_the_captioner()
     assert {name for name, _ in connector.named_parameters() if name.startswith("caption")} == trained
     with pytest.raises(FoveateError, match="have 2 captions, not 1"):
         connector.caption_loss(features, GRID, captions[:1])
+    with torch.no_grad(), connector.supervised(captions) as scores:
+        connector(features, GRID)
+    torch.testing.assert_close(scores[0][0].mean(), loss)
+    for given, message in ((captions[:1], "have 2 captions, not 1"), (captions * 2, "have 2 fewer captions")):
+        with pytest.raises(FoveateError, match=message), torch.no_grad(), connector.supervised(given):
+            connector(features, GRID)
 
 
 def test_bad_options_are_refused():

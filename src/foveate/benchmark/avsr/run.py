@@ -114,7 +114,9 @@ def run(
 
     Returns:
         The document. A row has `system`, `audio` and `video` (rates), `tokens` of both modalities, `snr`, `errors` and
-        `words`, the word error rate `wer` with a 95 % bootstrap interval over utterances `low` and `high`.
+        `words`, the word error rate `wer` with a 95 % bootstrap interval over utterances `low` and `high`. That of a
+        pool has in place of rates `ratio`, what is kept of it, and `random`, whether at random, and `sound`, the share
+        of sound in that with its interval.
     """
     stop = StopRequest(max_minutes)
     (rows,) = earlier(path, asdict(settings), ["rows"], KIND)

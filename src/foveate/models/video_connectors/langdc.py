@@ -214,13 +214,19 @@ class LangDC(VideoConnector[LangDCOptions]):
 
         Yields:
             A list that gets the scores of every clip.
+
+        Raises:
+            FoveateError: There are more captions than clips have, or see `caption_scores`.
         """
         scores: list[tuple[Tensor, Tensor]] = []
-        self._references = (iter(captions), scores)
+        references = iter(captions)
+        self._references = (references, scores)
         try:
             yield scores
         finally:
             self._references = None
+        if rest := len(list(references)):
+            raise FoveateError(f"the clips of this pass have {rest} fewer captions than were given.")
 
     def connect(
         self, features: Tensor, grid: Grid, shape: ClipShape, timestamps: Tensor | None, text: Instruction | None
