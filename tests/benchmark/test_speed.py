@@ -16,7 +16,8 @@ from transformers import CLIPImageProcessor, Qwen2_5_VLForConditionalGeneration
 
 from foveate import FoveateError, cli
 from foveate.benchmark.nbytes import weight_bytes
-from foveate.benchmark.speed import SHAPES, TEXTS, Shape, SpeedSettings, plot, run, shapes, table
+from foveate.benchmark.results import read_results
+from foveate.benchmark.speed import FULL_MODEL, SHAPES, TEXTS, Shape, SpeedSettings, plot, run, shapes, table
 from foveate.benchmark.speed.measurement import PlanMeasurement
 from foveate.benchmark.speed.models import subject
 from foveate.benchmark.speed.settings import groups_of
@@ -265,3 +266,17 @@ def test_the_command_writes_the_file_and_prints_it(tmp_path: Path, capsys: pytes
     assert "efficiency" in capsys.readouterr().out and (tmp_path / "plot.png").exists()
     assert cli.main([*line, "--batch", "one"]) == 2
     assert "--batch 'one' must be comma-separated whole numbers" in capsys.readouterr().err
+
+
+def test_a_plan_saves_more_of_a_longer_clip():
+    """What docs/video.md says of the committed results."""
+    rows = read_results(RESULTS / "speed-clips-cpu.json")["rows"]
+    speed_ups: dict[str, dict[int, float]] = {}
+    for row in rows:
+        if row["method"] != FULL_MODEL and row["budget"] == "10%":
+            speed_ups.setdefault(row["plan"], {})[row["tokens_in"]] = row["speed_up"]
+    for plan, by_length in speed_ups.items():
+        assert sorted(by_length) == [512, 2048, 8192], plan
+        assert list(by_length.values()) == sorted(by_length.values()), plan
+    methods = [row for row in rows if row["efficiency"] is not None and row["method"] != "downsample"]
+    assert min(row["efficiency"] for row in methods) > 0.94
