@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from foveate import FoveateError
-from foveate.answering import PARTS, ask
+from foveate.answering import PARTS, ask, asking
 from foveate.answering.conversations import answer_batch, as_plain_text
 from foveate.loading import load
 from foveate.models.llava_uhd import byte_tokenizer
@@ -54,6 +54,26 @@ def test_times_are_those_of_the_run(pair):
     assert list(answer.times) == [*PARTS, "total"]
     assert all(seconds > 0 for seconds in answer.times.values())
     assert sum(answer.times[part] for part in PARTS) <= answer.times["total"]
+
+
+def test_a_folder_that_is_written_again_is_loaded_again(tmp_path, monkeypatch):
+    """The last model is kept by name; trained again, or in another working directory, the name is another model."""
+    folder = save_llava_uhd(tmp_path / "here" / "model")
+    first = ask(noise(48, 64), "Which date?", str(folder), max_new_tokens=12)
+    assert ask(noise(48, 64), "Which date?", str(folder), max_new_tokens=12).text == first.text
+    model, processor = load(folder)
+    with torch.no_grad():
+        model.lm_head.weight.neg_()
+    model.save_pretrained(folder)
+    again = ask(noise(48, 64), "Which date?", str(folder), max_new_tokens=12)
+    assert again.text != first.text
+    assert again.text == ask(noise(48, 64), "Which date?", (model, processor), max_new_tokens=12).text
+    save_llava_uhd(tmp_path / "there" / "model")
+    answers = []
+    for place in ("here", "there"):
+        monkeypatch.chdir(tmp_path / place)
+        answers.append(ask(noise(48, 64), "Which date?", "./model", max_new_tokens=12).text)
+    assert answers == [again.text, first.text]
 
 
 def test_the_model_is_left_as_it_was(pair):
@@ -127,11 +147,13 @@ def test_the_answer_as_json(pair):
     assert document["tokens"]["unmerged"] == 64
 
 
-def test_the_last_model_is_kept(tmp_path):
+def test_the_last_model_is_kept(tmp_path, monkeypatch):
     folder = save_llava_uhd(tmp_path / "m")
+    loaded = []
+    monkeypatch.setattr(asking, "load", lambda name, **options: loaded.append(name) or load(name, **options))
     first = ask(noise(32, 32), "?", folder, max_new_tokens=2)
-    (folder / "model.safetensors").unlink()
     assert ask(noise(32, 32), "?", str(folder), max_new_tokens=2).text == first.text
+    assert loaded == [str(folder)]
 
 
 @pytest.mark.parametrize(

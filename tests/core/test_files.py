@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from foveate.core.errors import FoveateError
-from foveate.core.files import atomic_write, write_json, write_text
+from foveate.core.files import atomic_write, stamp, write_json, write_text
 from tests.full_disk import room
 
 
@@ -102,3 +102,21 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     with room(100), pytest.raises(FoveateError, match="could not be written: File too large"):
         write_text(tmp_path / "file", "new" * 100)
     assert (tmp_path / "file").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_stamp_changes_with_every_file_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    write_text(folder / "config.json", "{}")
+    write_text(folder / "weights", "old")
+    before = stamp(folder)
+    assert stamp(folder) == before and stamp(str(folder)) == before and len(before) == 2
+    write_text(folder / "weights", "new")  # of the same size, and within the resolution of a clock
+    after = stamp(folder)
+    assert after != before
+    (folder / "config.json").unlink()
+    assert stamp(folder) not in (before, after)
+    assert stamp(folder / "weights") == stamp(folder)
+    assert stamp(tmp_path / "none") == () == stamp("owner/name")
+    monkeypatch.chdir(tmp_path)
+    assert stamp("model") == stamp(folder)

@@ -44,7 +44,7 @@ def test_the_answer_loss_is_the_models(training_model, batch):
     assert float(sums["answer_loss"] / sums["answer_tokens"]) == pytest.approx(float(loss), rel=1e-5)
     assert int(sums["answer_tokens"]) == 4 + 7 + 2
     assert int(sums["cell_characters"]) == int((cells > 0).sum()) > 0
-    others = ("answer_attention", "question_attention", "page", "colour", "recalibration")
+    others = ("answer_attention", "question_attention", "page", "colour", "caption", "recalibration")
     assert set(sums) == {name for name in SUMS if not name.startswith(others)}  # not asked for
 
 

@@ -45,6 +45,7 @@ from foveate.clips import Clip, VideoFile, clip_of_frames, is_clip, open_clip
 from foveate.clips.given import frame_list
 from foveate.core.acquisition import AcquisitionMethod, ToolCall, answer_in, calls_again, split_acquisition
 from foveate.core.errors import FoveateError, Refusal, check_text
+from foveate.core.files import stamp
 from foveate.core.plan import Plan
 from foveate.fetching import MAX_VIDEO_BYTES, VIDEO_SECONDS, fetch, is_address
 from foveate.images import data_of, open_image
@@ -413,8 +414,11 @@ _last: dict[str, Any] = {}
 
 
 def _kept(name: str | None, saved: bool, loading: dict[str, Any]) -> tuple[Any, Any]:
-    """Load a model, or return the last one if it was loaded in the same way. Options need not be hashable."""
-    how = (name, saved, loading)
+    """Load a model, or return the last one if it was loaded in the same way and its folder has not changed.
+
+    Options need not be hashable.
+    """
+    how = (name, () if name is None else stamp(name), saved, loading)
     kept = _last.get("model")
     if kept is None or kept[0] != how:
         kept = None

@@ -13,11 +13,13 @@ from functools import lru_cache
 from importlib.util import find_spec
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from foveate.clips import Clip
 from foveate.core.errors import FoveateError
+from foveate.core.files import stamp
 from foveate.images import open_image
 from foveate.synthetic import TASKS, easy_vqa, render, smallest_size
 from foveate.synthetic.clips import CLIP_TASKS, render_clip
@@ -367,6 +369,10 @@ class _File:
         return tuple(zip(questions, right, strict=True))
 
 
-@lru_cache(maxsize=8)
 def _file(path: str) -> _File:
+    return _read_file(path, stamp(path))
+
+
+@lru_cache(maxsize=8)
+def _read_file(path: str, changed: tuple[Any, ...]) -> _File:
     return _File(path)

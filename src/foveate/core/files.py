@@ -55,6 +55,17 @@ def write_json(path: str | os.PathLike[str], document: Any, indent: int = 2) -> 
     write_text(path, json.dumps(document, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def stamp(path: str | os.PathLike[str]) -> tuple[Any, ...]:
+    """What changes where a file, or a file of a folder, is written again: the key of what was read from it.
+
+    It is empty where there is neither.
+    """
+    path = Path(path).resolve()
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    states = [(file, file.stat()) for file in files if file.is_file()]
+    return tuple((str(file), state.st_ino, state.st_size, state.st_mtime_ns) for file, state in states)
+
+
 def _replace_folder(path: Path, new: Path) -> None:
     """Put a new folder in the place of another, which is deleted only when the new one is there."""
     previous = path.with_name(f".{path.name}.{os.getpid()}.previous")

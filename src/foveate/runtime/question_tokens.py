@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from foveate.core.errors import FoveateError
+from foveate.core.files import stamp
 from foveate.core.text_files import read_json
 from foveate.core.weights import DATA_ONLY, file_of
 
@@ -66,7 +67,8 @@ class QuestionFinder:
     def reader(self) -> PromptReader | None:
         """Reader with the model's tokenizer; None where none is available."""
         if isinstance(self._source, str | Path):
-            return _from_folder(str(self._source))
+            location = str(self._source)
+            return _from_folder(location, stamp(location) if location else ())
         return (
             None if self._source is None else PromptReader(self._source, getattr(self._source, "chat_template", None))
         )
@@ -259,7 +261,7 @@ class PromptReader:
 
 
 @lru_cache(maxsize=8)
-def _from_folder(location: str) -> PromptReader | None:
+def _from_folder(location: str, changed: tuple[Any, ...]) -> PromptReader | None:
     """Reader with the tokenizer next to a model's local weights; None where there is none."""
     from transformers import AutoTokenizer  # slow to import
 

@@ -115,6 +115,10 @@ def test_learned_marker(tmp_path: Path) -> None:
     assert selection.features is not None
     assert selection.indices.tolist() == [0, 2, 3, 4, 5]
     assert (selection.features == 5).all(dim=1).tolist() == [False, True, False, True, False]
+    save_file({"marker": torch.full((4,), 6.0)}, tmp_path / "new.safetensors")
+    (tmp_path / "new.safetensors").replace(tmp_path / "marker.safetensors")  # trained again
+    features = method(image(torch.tensor([9.0, 0, 0, 8, 0, 7])), 5).features
+    assert features is not None and bool((features[1] == 6).all())
 
 
 def test_plans_round_trip() -> None:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from foveate.core.errors import FoveateError
+from foveate.core.files import stamp
 from foveate.core.plan import Plan, Step, parse_plan
 from foveate.core.pre_llm import PreLLMMethod
 from foveate.core.tokens import EncoderSpec, Need, Selection, VisualTokens
@@ -149,7 +150,7 @@ class PosPad(PreLLMMethod):
         if chosen.features is not None:
             features[row[chosen.indices]] = chosen.features
         if self.embedding is not None:
-            features[row[ends]] = _learned(self.embedding).to(features)
+            features[row[ends]] = _learned(self.embedding, stamp(self.embedding)).to(features)
         return Selection(indices, features, assignment, weights)
 
 
@@ -214,7 +215,7 @@ def exact_runs(choose: Callable[[int], Tensor], size: int, count: int) -> tuple[
 
 
 @lru_cache(maxsize=8)
-def _learned(path: str) -> Tensor:
+def _learned(path: str, changed: tuple[Any, ...]) -> Tensor:
     if not Path(path).is_file():
         raise FoveateError(f"pospad: there is no file {path!r} with a learned marker.")
     try:
