@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from foveate import FoveateError, load
-from foveate.benchmark import accuracy, tasks
+from foveate.benchmark import accuracy
 from foveate.benchmark.accuracy import AccuracySettings, answer_items, rows_path, run
 from foveate.benchmark.results import write_json
 from foveate.benchmark.rows import Rows
