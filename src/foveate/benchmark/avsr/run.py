@@ -18,7 +18,8 @@ from foveate.core.errors import FoveateError
 from foveate.models.avsr import Rates
 from foveate.training.avsr import AVSRRecipe, PoolTask, Task, train_encoders, train_language_model, train_recognizer
 from foveate.training.avsr.data import Features, encode_utterances
-from foveate.training.avsr.tasks import AUDIO_RATE, Share
+from foveate.training.avsr.recipe import AUDIO_RATE
+from foveate.training.avsr.tasks import Share
 from foveate.training.avsr.text import PROMPT, build_tokenizer
 from foveate.training.callbacks import StopRequest
 from foveate.training.run_directory import OnProgress

@@ -15,7 +15,7 @@ from foveate.models.avsr import AVSRConfig
 from foveate.models.avsr.modeling import IGNORED, Projector
 from foveate.models.avsr.rates import compress_frames
 from foveate.models.echoing_pixels import EchoingPixelsTextConfig, EchoingPixelsTextModel
-from foveate.training.avsr.tasks import AUDIO_RATE
+from foveate.training.avsr.recipe import AUDIO_RATE
 
 #: Tokens around sound and video, as those of the other recognizers.
 _MARKERS = (

@@ -17,6 +17,8 @@ from foveate.training.recipe_file import read_settings
 #: Mel bins and seconds of Whisper's input here, and its frames.
 MEL_BINS, SECONDS = 80, 2
 AUDIO_FRAMES = 50 * SECONDS
+#: Frames of Whisper's encoder per token of a pool, as in Qwen2.5-Omni: sound and video have 25 tokens a second.
+AUDIO_RATE = 2
 _AT_LEAST_ONE = (
     "utterances", "width", "encoder_layers", "text_layers", "heads", "encoder_steps", "encoder_batch_size",
     "text_steps", "text_batch_size", "steps", "batch_size",

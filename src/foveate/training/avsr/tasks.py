@@ -20,8 +20,6 @@ from foveate.training.avsr.recipe import AVSRRecipe
 Parts = tuple[WhisperModel, LipEncoder, LlamaForCausalLM]
 #: Most tokens of a transcript.
 _NEW_TOKENS = 8
-#: Frames of Whisper's encoder per token of a pool, as in Qwen2.5-Omni: sound and video have 25 tokens a second.
-AUDIO_RATE = 2
 
 
 @dataclass(frozen=True)
