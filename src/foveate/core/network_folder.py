@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from foveate.core.errors import FoveateError
-from foveate.core.files import atomic_write, write_json
+from foveate.core.files import atomic_write, stamp, write_json
 from foveate.core.text_files import read_json
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -96,7 +96,7 @@ def read_networks(path: str | Path, kind: str, build: Callable[[dict[str, Any], 
 
 @lru_cache(maxsize=4)
 def _held(
-    path: str, kind: str, build: Callable[[dict[str, Any], int], nn.Module], changed: tuple[int, ...], device: str
+    path: str, kind: str, build: Callable[[dict[str, Any], int], nn.Module], changed: tuple[Any, ...], device: str
 ) -> Any:
     return nn.ModuleDict({str(layer): network for layer, network in read_networks(path, kind, build).items()}).to(
         device
@@ -109,8 +109,7 @@ def network_of(path: str, kind: str, build: Callable[[dict[str, Any], int], nn.M
     Raises:
         FoveateError: see `read_networks`; or none was trained for this layer.
     """
-    files = (Path(path) / WEIGHTS, Path(path) / CONFIG)
-    held = _held(path, kind, build, tuple(f.stat().st_mtime_ns for f in files if f.is_file()), str(device))
+    held = _held(path, kind, build, stamp(path), str(device))
     if str(layer) not in held:
         raise FoveateError(
             f"{kind}: {path} was trained for decoder layers {', '.join(held)}, not for layer {layer}; leave @ out to "

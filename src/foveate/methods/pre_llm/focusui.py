@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from foveate.core.errors import FoveateError
+from foveate.core.files import stamp
 from foveate.core.pre_llm import PreLLMMethod
 from foveate.core.tokens import EncoderSpec, Grid, Need, Selection, VisualTokens, topk_indices
 from foveate.core.trained import Trained, read_file
@@ -65,8 +66,7 @@ class FocusUI(Trained, PreLLMMethod):
     def select(self, tokens: VisualTokens, count: int) -> Selection:
         """See `PreLLMMethod.select`."""
         instruction = tokens.get(*self.needs(tokens.tower))
-        path = Path(self.path)
-        scorer = _scorer(str(path), path.stat().st_mtime_ns if path.is_file() else 0, str(tokens.device))
+        scorer = _scorer(str(self.path), stamp(self.path), str(tokens.device))
         if scorer.size != tokens.features.shape[1]:
             raise FoveateError(
                 f"focusui: the scorer in {self.path} was trained for embeddings of {scorer.size} numbers, and this "
@@ -184,7 +184,7 @@ def released_scorer(tensors: Mapping[str, Tensor]) -> Scorer:
 
 
 @lru_cache(maxsize=4)
-def _scorer(path: str, changed: int, device: str) -> Scorer:
+def _scorer(path: str, changed: tuple[Any, ...], device: str) -> Scorer:
     return Scorer.load(path).to(device)
 
 

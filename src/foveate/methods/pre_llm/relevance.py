@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from foveate.core.files import stamp
 from foveate.core.pre_llm import PreLLMScorer
 from foveate.core.tokens import Crop, EncoderSpec, Need, VisualTokens
 from foveate.core.trained import Trained, read_file
@@ -55,8 +56,7 @@ class Relevance(Trained, PreLLMScorer):
     def score(self, tokens: VisualTokens) -> Tensor:
         """Relevance for the answer, predicted by the network."""
         attention = tokens.get(*self.needs(tokens.tower)).float()
-        path = Path(self.path)
-        mapper = _mapper(str(path), path.stat().st_mtime_ns if path.is_file() else 0, str(tokens.device))
+        mapper = _mapper(str(self.path), stamp(self.path), str(tokens.device))
         crop = tokens.crops[0]
         with torch.no_grad():
             scores = torch.full_like(attention, -torch.inf)
@@ -110,7 +110,7 @@ class Mapper(nn.Module):
 
 
 @lru_cache(maxsize=4)
-def _mapper(path: str, changed: int, device: str) -> Mapper:
+def _mapper(path: str, changed: tuple[Any, ...], device: str) -> Mapper:
     return Mapper.load(path).to(device)
 
 

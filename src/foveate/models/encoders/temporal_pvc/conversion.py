@@ -11,11 +11,12 @@ from foveate.core.errors import FoveateError
 from foveate.models.encoders.temporal_pvc.configuration import TemporalPVCConfig
 from foveate.models.encoders.temporal_pvc.modeling import TemporalPVCModel
 
-#: Fields of the configuration of an encoder that those of the vision transformer decide.
-MADE_OF = (
-    "image_size", "patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
-    "layer_norm_eps", "hidden_act", "cls_token", "final_norm",
+#: Fields of the configuration that InternViT and SigLIP name alike.
+_SHARED = (
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "layer_norm_eps", "hidden_act",
 )  # fmt: skip
+#: Fields of the configuration of an encoder that those of the vision transformer decide.
+MADE_OF = ("image_size", "patch_size", *_SHARED, "cls_token", "final_norm")
 #: Parts of a block in `transformers`, and their names here.
 _INTERN_PARTS = {
     "layernorm_before": "norm1",
@@ -81,8 +82,7 @@ def _is_plain(config: Any) -> bool:
 
 
 def _shared(config: Any, temporal_layers: int) -> dict[str, Any]:
-    """Fields that both kinds of tower name alike."""
-    return {name: getattr(config, name) for name in MADE_OF[2:8]} | {"temporal_layers": temporal_layers}
+    return {name: getattr(config, name) for name in _SHARED} | {"temporal_layers": temporal_layers}
 
 
 _Converted = tuple[TemporalPVCConfig, dict[str, Tensor], str, dict[str, str]]
