@@ -439,6 +439,7 @@ class DecoderHooks:
             if kwargs.get("cu_seq_lens_q") is not None and state.sample_ids is not None:
                 arguments |= flash_arguments(sequence.gather(state.sample_ids, layer_sequence.columns))
             if state is not self.calls.current:  # a checkpointed layer that runs again
+                self.calls.remember(arguments, state)  # its attention has hooks, too
                 return arguments
             # The originals are stored too, so that their ids are not reused by other objects.
             layer_sequence.layer_arguments[key] = (arguments, mask, rotation)

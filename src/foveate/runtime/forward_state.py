@@ -149,6 +149,7 @@ class LLMForwardState:
         self.stretches = sequence.stretches_of(self.positions)
         # As before the call: a layer may run again for its gradient after it.
         self._segments = {} if self.cache_state is None else self.cache_state.segments
+        self._num_pruned = {} if self.cache_state is None else self.cache_state.segment_num_pruned
 
     @property
     def past(self) -> int:
@@ -178,7 +179,7 @@ class LLMForwardState:
     def removed_before(self, segment: int) -> Tensor:
         """(B, 1) image tokens that were removed in a segment in earlier calls."""
         nothing = torch.zeros(len(self.padding_mask), 1, dtype=torch.int64, device=self.padding_mask.device)
-        return nothing if self.cache_state is None else self.cache_state.segment_num_pruned.get(segment, nothing)
+        return self._num_pruned.get(segment, nothing)
 
     def same_sample(self, row: int, columns: Tensor, places: Tensor) -> Tensor | None:
         """(P,) bool, the positions of a pruned sequence in the same sample as an image; None: the whole row.
@@ -258,13 +259,16 @@ class CurrentCalls:
 
     def state_for_layer(self, kwargs: dict[str, Any]) -> LLMForwardState | None:
         """State of the call that a layer with these arguments belongs to."""
-        cosine = kwargs["position_embeddings"][0]
         state = self.current
         if state is None:
-            return self._known.of(cosine)
+            return self._known.of(kwargs["position_embeddings"][0])
         if state.needs_grad:
-            self._known.remember(cosine, state)
+            self.remember(kwargs, state)
         return state
+
+    def remember(self, kwargs: dict[str, Any], state: LLMForwardState) -> None:
+        """Register the state of the call that a layer with these arguments belongs to."""
+        self._known.remember(kwargs["position_embeddings"][0], state)
 
     def segment(self, number: int) -> int | None:
         """First layer of the segment of a layer; None before the first pruning."""
