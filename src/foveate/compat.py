@@ -56,6 +56,8 @@ SLICES_MM_TOKEN_TYPES = Version(transformers.__version__) >= Version("5.23")
 #: Whether `generate` works out multimodal positions of images that follow a cache (5.23 and newer; before, they get
 #: positions of text).
 PLACES_IMAGES_AFTER_CACHE = Version(transformers.__version__) >= Version("5.23")
+#: Whether `generate` reads images with `prefill_chunk_size` (5.23 and newer; before, it leaves them out).
+CHUNKS_READ_IMAGES = Version(transformers.__version__) >= Version("5.23")
 #: Whether Gemma 4 reads clips (5.23 and newer; before, its own code fails).
 GEMMA4_READS_CLIPS = Version(transformers.__version__) >= Version("5.23")
 #: Whether gradient checkpointing runs `__call__` of a layer again (before 5.23), and with it a replaced `forward`.

@@ -380,6 +380,13 @@ class Handle(NotCopyable):
         has_all = cache is not None and isinstance(mask, Tensor) and mask.shape[1] == ids.shape[1]
         count = ids.shape[1] - (int(cache.get_seq_length()) if has_all else 0)
         size = getattr(call["generation_config"], "prefill_chunk_size", None)
+        # `generate` has encoded the images where it can.
+        visual = [value for name, value in model_kwargs.items() if name.startswith(("pixel_values", "mm_encoder"))]
+        if size is not None and not compat.CHUNKS_READ_IMAGES and any(value is not None for value in visual):
+            raise FoveateError(
+                "with prefill_chunk_size, `generate` of transformers before 5.23 leaves out images and "
+                "videos; leave it out, or install transformers 5.23 or newer."
+            )
         previous, self._local.chunked = self._is_chunked, size is not None and size < count
         try:
             return original(*args, **kwargs)

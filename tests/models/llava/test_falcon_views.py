@@ -36,6 +36,7 @@ from tests.models.llava.small_llava import TEXT, pictures
 from tests.training.test_architectures import EXAMPLES
 from tests.training.test_architectures import TEXT as RECIPE_TEXT
 
+IMAGE_ARGUMENTS = ("pixel_values", "image_sizes", "image_grids")
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "falcon.json").read_text(encoding="utf-8"))["views"]
 LAYOUT = FalconLayout(side=SIDE, patch_size=8, max_crops=4)
 REGISTERS = 5
@@ -78,7 +79,7 @@ def inputs(falcon, two):
 
 
 def tokens_of(model: Any, inputs: Any, **changes: Any) -> torch.Tensor:
-    read = {name: inputs[name] for name in ("pixel_values", "image_sizes", "image_grids")} | changes
+    read = {name: inputs[name] for name in IMAGE_ARGUMENTS} | changes
     with torch.no_grad():
         return torch.stack(model.get_image_features(**read).pooler_output)
 
@@ -106,7 +107,14 @@ def test_positions_and_crops_reach_the_encoder(falcon, inputs):
         call = {"crop_positions": positions, "crops_per_image": [3, 5]}
         features = model.model.vision_tower(inputs["pixel_values"], **call).last_hidden_state
         expected = model.model.multi_modal_projector.project(features)
-    torch.testing.assert_close(tokens_of(model, inputs), expected)
+        torch.testing.assert_close(tokens_of(model, inputs), expected)
+        features = {"image": model.get_image_features(**{name: inputs[name] for name in IMAGE_ARGUMENTS})}
+        text = {name: value for name, value in inputs.items() if name not in IMAGE_ARGUMENTS}
+        encoded = model(**text, mm_encoder_outputs=features).logits
+    # A forward pass and the prompt of `generate` read them, too.
+    written = model.generate(**inputs, max_new_tokens=1, output_logits=True, return_dict_in_generate=True)
+    torch.testing.assert_close(model(**inputs).logits, encoded)
+    torch.testing.assert_close(written.logits[0], encoded[:, -1])
 
 
 def test_they_matter(falcon, inputs):

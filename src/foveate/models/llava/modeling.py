@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
@@ -19,7 +20,7 @@ from foveate.core.grouping import indices_by_value
 from foveate.core.tokens import Grid, encoder_grid
 from foveate.core.weights import SAFE, WHERE
 from foveate.models.connectors.connector import Connector
-from foveate.models.connectors.prompts import GeneratesFromPrompts, ReadsPrompts, check_readable, takes_tensors
+from foveate.models.connectors.prompts import GeneratesFromPrompts, ReadsPrompts, bind, check_readable, takes_tensors
 from foveate.models.connectors.registry import connector_named, connector_of_config
 from foveate.models.encoders import EncoderConfig
 from foveate.models.llava.configuration import FoveateLlavaConfig
@@ -250,12 +251,25 @@ class FoveateLlavaModel(FoveateLlavaPreTrainedModel, ReadsPrompts, LlavaModel):
         """See `LlavaModel.forward`; `answer_mask (B, L)` is True for tokens of answers, where prompts are read."""
         if not self.reads_prompts:
             kwargs.pop("answer_mask", None)
-            return super().forward(*args, **kwargs)
+            if kwargs.get("image_grids") is None:
+                return super().forward(*args, **kwargs)
+            return super().forward(**self._with_read_crops(super().forward, args, kwargs))
         call = self.with_encoded_images(super().forward, args, kwargs)
         images = (call.get("mm_encoder_outputs") or {}).get("image")
         if images is not None and self.multi_modal_projector.prefusion_layers:
             call = self._with_fused_text(call, images, kwargs.get("answer_mask"))
         return super().forward(**call)
+
+    def _with_read_crops(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> dict[str, Any]:
+        """Arguments of `LlavaModel.forward` with encoded images; before transformers 5.24 it drops `image_grids`."""
+        call = bind(function, args, kwargs)
+        if call.get("pixel_values") is None or call.get("mm_encoder_outputs") is not None:
+            return call
+        images = self.image_arguments(call)
+        rest = {name: value for name, value in call.items() if name not in images}
+        named = inspect.signature(function).parameters
+        options = {name: value for name, value in rest.items() if name not in named} | {"return_dict": True}
+        return rest | {"mm_encoder_outputs": {"image": self.get_image_features(**images, **options)}}
 
     def _with_fused_text(self, call: dict[str, Any], images: Any, answer_mask: Tensor | None) -> dict[str, Any]:
         """Arguments of `LlavaModel.forward` with embeddings of the tokens and of the fused text."""

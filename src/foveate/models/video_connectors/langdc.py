@@ -298,7 +298,12 @@ class LangDC(VideoConnector[LangDCOptions]):
     def captions(self, image: Tensor, video: Tensor, image_grid: Grid, video_grid: Grid) -> list[Caption]:
         """Captions of the clips of a video, in the order of time; see `read`."""
         prompts = self.prompts(image, video, image_grid, video_grid)
-        return [caption for prompt in prompts for caption in self._written(prompt)]
+        training = self.captioner.training
+        self.captioner.eval()  # in training, checkpointed layers would read no cache
+        try:
+            return [caption for prompt in prompts for caption in self._written(prompt)]
+        finally:
+            self.captioner.train(training)
 
     def _written(self, prompts: Tensor) -> list[Caption]:
         """Greedy captions after prompts `(n, S, width)`."""
