@@ -110,3 +110,15 @@ def test_a_model_without_clips_is_refused(capsys: pytest.CaptureFixture[str], tm
 def test_ranges_need_two_numbers(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "accuracy", "--tasks", "clips", option, "4"]) == 2
     assert f"{option} '4' must be the" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("percent", [10, 25])
+def test_what_the_page_says_about_plans_on_clips(percent):
+    name = f"clip-accuracy-measure-video-{percent}.json"
+    document = json.loads((Path(__file__).parents[2] / "benchmarks" / "results" / name).read_text(encoding="utf-8"))
+    rows = {row["plan"].split(":")[0]: row for row in document["rows"] if row["task"] == "all"}
+    assert {row["count"] for row in document["rows"] if row["task"].startswith("clip_")} == {100}
+    for method in ("vidcom2", "divprune", "stc", "holitom", "hiprune", "fastvid", "prunevid"):
+        assert rows[method]["low"] > rows["random"]["high"], method
+    for method in ("evs", "framefusion", "dcode", "ts-llava", "vispruner", "pool") if percent == 10 else ():
+        assert rows[method]["accuracy"] < rows["random"]["accuracy"], method
