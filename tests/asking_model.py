@@ -34,6 +34,7 @@ FULL, CROP = call("resize_image", action="resize"), call("request_local_region",
 SCRIPTS = {
     "A": [answer("7")],
     "B": [FULL, answer("42")],
+    "B, and nothing else": [FULL, answer("6")],
     "C": [CROP, answer("9")],
     "D": [call("request_local_region", bbox_2d=[90, 90, 99, 99])],
     "E": [FULL, FULL],

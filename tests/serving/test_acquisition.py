@@ -92,10 +92,10 @@ def test_the_client_follows_a_call(client, stream: bool) -> None:
 
 def test_a_second_turn_that_is_too_long_fails_alone() -> None:
     model, processor = foveate.load(asking_model.folder(), plan=None)
-    alone = answered(model, processor, [("B", None), ("B", "Say.")])
+    alone = answered(model, processor, [("B", None), ("B, and nothing else", None)])
     short, long = (result.turns[1].prompt_tokens for result in alone)
     model.config.get_text_config().max_position_embeddings = long - 1
-    first, second, third = answered(model, processor, [("B", None), ("B", "Say."), ("A", None)])
+    first, second, third = answered(model, processor, [("B", None), ("B, and nothing else", None), ("A", None)])
     assert short < long and isinstance(second, foveate.FoveateError) and "positions" in str(second)
     assert len(first.turns) == 2 and first.text and asking_model.answer("42").startswith(first.text)
     assert third.text == asking_model.answer("7")
