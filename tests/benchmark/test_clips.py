@@ -120,5 +120,6 @@ def test_what_the_page_says_about_plans_on_clips(percent):
     assert {row["count"] for row in document["rows"] if row["task"].startswith("clip_")} == {100}
     for method in ("vidcom2", "divprune", "stc", "holitom", "hiprune", "fastvid", "prunevid"):
         assert rows[method]["low"] > rows["random"]["high"], method
-    for method in ("evs", "framefusion", "dcode", "ts-llava", "vispruner", "pool") if percent == 10 else ():
-        assert rows[method]["accuracy"] < rows["random"]["accuracy"], method
+    if percent == 10:
+        for method in ("evs", "framefusion", "dcode", "ts-llava", "vispruner", "pool"):
+            assert rows[method]["accuracy"] < rows["random"]["accuracy"], method

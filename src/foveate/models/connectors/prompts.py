@@ -170,10 +170,14 @@ class ReadsPrompts:
         if call.get("pixel_values") is not None:
             cache = compat.cache_in(call)
             check_readable(self.training, 0 if cache is None else int(cache.get_seq_length()), call)
-            images = {"image": self.encode_with_prompts(call)}
-            call = {name: value for name, value in call.items() if name not in self.image_arguments(call)}
-            call["mm_encoder_outputs"] = images
+            call = self.with_image_features(call, self.encode_with_prompts(call))
         return {name: value for name, value in call.items() if name != "answer_mask"}
+
+    def with_image_features(self, call: Mapping[str, Any], features: Any) -> dict[str, Any]:
+        """Arguments of a call with the output of `get_image_features` in the place of its images."""
+        images = self.image_arguments(call)
+        rest = {name: value for name, value in call.items() if name not in images}
+        return rest | {"mm_encoder_outputs": {"image": features}}
 
 
 class GeneratesFromPrompts:

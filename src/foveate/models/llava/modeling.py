@@ -265,11 +265,9 @@ class FoveateLlavaModel(FoveateLlavaPreTrainedModel, ReadsPrompts, LlavaModel):
         call = bind(function, args, kwargs)
         if call.get("pixel_values") is None or call.get("mm_encoder_outputs") is not None:
             return call
-        images = self.image_arguments(call)
-        rest = {name: value for name, value in call.items() if name not in images}
         named = inspect.signature(function).parameters
-        options = {name: value for name, value in rest.items() if name not in named} | {"return_dict": True}
-        return rest | {"mm_encoder_outputs": {"image": self.get_image_features(**images, **options)}}
+        options = {name: value for name, value in call.items() if name not in named} | {"return_dict": True}
+        return self.with_image_features(call, self.get_image_features(**options | self.image_arguments(call)))
 
     def _with_fused_text(self, call: dict[str, Any], images: Any, answer_mask: Tensor | None) -> dict[str, Any]:
         """Arguments of `LlavaModel.forward` with embeddings of the tokens and of the fused text."""
