@@ -253,6 +253,22 @@ def test_other_pages_are_not_overwritten(three, tmp_path, capsys):
     assert "is a file" in capsys.readouterr().err
 
 
+def test_pages_of_methods_that_are_gone_are_removed(made, tmp_path):
+    folder = Path(shutil.copytree(made, tmp_path / "report"))
+    before = documents.accuracy()
+    before["rows"] = [row for row in before["rows"] if not row["plan"].startswith("fastv")]
+    (folder / "methods" / "own.html").write_text("<title>Notes</title>")
+    assert run(*documents.save(tmp_path, a=before), "-o", folder, "--no-pictures") == 0
+    names = {path.stem for path in (folder / "methods").glob("*.html")}
+    assert "own" in names and "divprune" in names and "fastv" not in names
+
+
+def test_every_page_of_the_committed_report_is_linked():
+    folder = RESULTS.parents[1] / "docs" / "results"
+    linked = {attributes.get("href", "").split("#")[0] for attributes in Page(folder / "index.html").all("a")}
+    assert {f"methods/{path.name}" for path in (folder / "methods").glob("*.html")} <= linked
+
+
 def test_pictures_are_drawn_once(tmp_path, capsys):
     document = documents.accuracy(
         plans={"full model": (16, 1.0), "divprune:4": (4, 0.5), "vtc-cls:4": (4, 0.6), "tome:4": (4, 0.6)}

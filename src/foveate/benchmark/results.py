@@ -21,6 +21,8 @@ _RENAMED_KEYS = {
     "loyalty": "agreement",
     "view": "preprocess",
 }
+#: Words of notes that have changed, old to new.
+_REWORDED = {"untouched model": FULL_MODEL, "without the view": "without preprocessing", "Loyalty": "Agreement"}
 
 #: Note on the token count of a plan that kept every token.
 INERT = "nothing left out"
@@ -70,6 +72,10 @@ def _renamed(value: Any, plan_keys: bool = False) -> Any:
         return {names.get(key, key): _renamed(item, plan_keys=key == "measured") for key, item in value.items()}
     if isinstance(value, list):
         return [_renamed(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    for before, now in _REWORDED.items():
+        value = value.replace(before, now)
     return FULL_MODEL if value == "untouched" else value
 
 
@@ -79,7 +85,13 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
     files.write_json(path, document, indent=1)
 
 
-def earlier(path: Path, described: dict[str, Any], parts: Sequence[str], kind: str | None = None) -> list[list[Any]]:
+def earlier(
+    path: Path,
+    described: dict[str, Any],
+    parts: Sequence[str],
+    kind: str | None = None,
+    hardware: Mapping[str, Any] | None = None,
+) -> list[list[Any]]:
     """Return the lists `parts` of an earlier result; empty lists if there is none.
 
     Args:
@@ -87,9 +99,10 @@ def earlier(path: Path, described: dict[str, Any], parts: Sequence[str], kind: s
         described: The settings, which must be those of the file.
         parts: Such as "rows".
         kind: Expected "kind" of the file; None if results of this benchmark have none.
+        hardware: `profiling.hardware`, where the file has times: those of two processors do not go into one table.
 
     Raises:
-        FoveateError: it is no such result, or was measured with other settings.
+        FoveateError: it is no such result, or was measured with other settings or on another processor.
     """
     if not path.exists():
         return [[] for _ in parts]
@@ -105,4 +118,11 @@ def earlier(path: Path, described: dict[str, Any], parts: Sequence[str], kind: s
     if settings != described:
         different = sorted(key for key in {*described, *settings} if settings.get(key) != described.get(key))
         raise FoveateError(f"{path} was measured with other settings ({', '.join(different)}); choose another file.")
+    before = document.get("hardware", {})
+    for part in ("cpu", "gpu"):
+        there, here = before.get(part, "none"), (hardware or before).get(part, "none")
+        if there != here:
+            raise FoveateError(
+                f"{path} was measured on another {part.upper()} ({there}, here {here}); choose another file."
+            )
     return lists

@@ -69,6 +69,9 @@ def build(
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         write(path, content)
+    for path in folder.glob("*/*.html"):  # of methods that an earlier report had
+        if path.relative_to(folder).as_posix() not in pages and _is_ours(path):
+            path.unlink()
     if pictures:
         gallery.sweep()
     return {
@@ -89,5 +92,10 @@ def _check_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise FoveateError(f"{folder} is a file; a report is a folder.")
     page = folder / "index.html"
-    if page.exists() and f'content="{GENERATOR}"' not in page.read_text(encoding="utf-8", errors="replace")[:2000]:
+    if page.exists() and not _is_ours(page):
         raise FoveateError(f"{page} is another page, not a report; choose another folder.")
+
+
+def _is_ours(page: Path) -> bool:
+    """Whether a page says that `foveate report` made it."""
+    return f'content="{GENERATOR}"' in page.read_text(encoding="utf-8", errors="replace")[:2000]
