@@ -73,7 +73,7 @@ accuracy() { # all methods at three budgets
 }
 
 speed() { # their time and memory
-    foveate bench speed --models embedded --methods $methods --budgets 10%,25%,50% --plans "$plans" --repeats 5 \
+    foveate bench speed --models embedded --methods $methods --budgets 10%,25%,50% --plans "$plans" --repeats 21 \
         --new-tokens 8 --threads 1 --device cpu --resume -o "$results/speed-measure-embedded.json"
 }
 

@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 import foveate
+from foveate.benchmark import serving
 from foveate.benchmark.serving import ServingSettings, rows, run
 from foveate.cli import app
 from foveate.core.errors import FoveateError
@@ -16,8 +17,19 @@ from tests.serving.live_server import running
 from tests.tiny_model import save_qwen
 
 
-def test_the_command_measures_both_sides_at_every_number_of_clients(tmp_path: Path) -> None:
+def test_the_command_measures_both_sides_at_every_number_of_clients(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, processor = foveate.load()
+    shown: list[str] = []
+
+    def recorded(settings: ServingSettings, seed: int) -> dict:
+        part = picture_of(settings, seed)
+        shown.append(part["image_url"]["url"])
+        return part
+
+    picture_of = serving._shown
+    monkeypatch.setattr(serving, "_shown", recorded)
     path = tmp_path / "serving.json"
     with running(model, processor) as server:
         options = ["--plans", "divprune:25%", "--clients", "1,3", "--requests", "2", "--turns", "2"]
@@ -35,6 +47,9 @@ def test_the_command_measures_both_sides_at_every_number_of_clients(tmp_path: Pa
         assert row["first_token"]["median"] > 0
         ratios = row["times_full_model"]["requests_per_second"]
         assert (ratios["median"] == 1) == (row["plan"] == "full model")
+    timed = shown[2:]  # one each warms up
+    # A server may keep what it made of an image, which would help whoever is asked later.
+    assert len(set(timed)) == len(timed) == 2 * 2 * (2 + 3) and not set(shown[:2]) & set(timed)
     read = {row["plan"]: row["prompt_tokens"]["median"] for row in document["rows"]}
     assert read["divprune:25%"] <= read["full model"]
     assert "api_key" not in document["settings"]

@@ -96,6 +96,10 @@ def test_a_run_compares_every_plan_with_both_controls(small: SpeedSettings, tmp_
     assert more["rows"][: len(rows)] == result["rows"] and len(more["rows"]) == len(rows) + 4
     with pytest.raises(FoveateError, match=r"other settings \(repeats\)"):
         run(replace(settings, repeats=1), path, resume=True)
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps(document | {"hardware": document["hardware"] | {"cpu": "Zilog Z80"}}))
+    with pytest.raises(FoveateError, match=r"measured on another CPU \(Zilog Z80, here "):
+        run(settings, path, resume=True)
     path.write_text(json.dumps(json.loads((RESULTS / "selection-cpu.json").read_text())))
     with pytest.raises(FoveateError, match="not a result of `foveate bench speed`"):
         run(settings, path, resume=True)

@@ -129,10 +129,10 @@ def compare(
     device = torch.device(settings.device)
     described = json.loads(json.dumps(asdict(settings)))
     described.pop("sizes")
-    (rows,) = earlier(path, described, ("rows",)) if resume and path is not None else ([],)
+    hardware = profiling.hardware(device) | {"threads": settings.threads}
+    (rows,) = earlier(path, described, ("rows",), hardware=hardware) if resume and path is not None else ([],)
     missing = [pixels for pixels in settings.sizes if pixels not in {row["pixels"] for row in rows}]
 
-    hardware = profiling.hardware(device) | {"threads": settings.threads}
     document: dict[str, Any] = {
         "command": command,
         "machine": _machine(hardware, settings),
@@ -185,10 +185,8 @@ class _Bench:
             encode = partial(self.competitors[name].encode, **inputs[name])
             rows[name]["peak_bytes"] = profiling.peak_memory(encode, self.device)
         times: dict[str, list[tuple[float, float]]] = {name: [] for name in inputs}
-        names = list(inputs)
         for turn in range(self.settings.repeats):
-            first = turn % len(names)
-            for name in names[first:] + names[:first]:
+            for name in profiling.in_turn(inputs, turn):
                 times[name].append(self._turn(name, inputs[name]))
         self._attend("sdpa")
         for name, row in rows.items():
@@ -362,6 +360,13 @@ def _cells(row: dict[str, Any]) -> list[str]:
         "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:,.0f}",
         f"{row['ttft_seconds'] * 1e3:,.0f}",
     ]
+
+
+def unsteady(results: dict[str, Any]) -> str:
+    """Return `profiling.unsteady` of the times of the encoders."""
+    return profiling.unsteady(
+        (f"{row['encoder']} at {row['pixels']} px", row["spread"]["seconds"]["all"]) for row in results["rows"]
+    )
 
 
 def table(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 from safetensors import SafetensorError
 from torch import Tensor
 
-from foveate.benchmark.profiling import clock, hardware, spread, threads, versions
+from foveate.benchmark import profiling
 from foveate.benchmark.results import earlier, read_results, write_json
 from foveate.core.errors import FoveateError
 from foveate.core.full_model import FULL_MODEL
@@ -130,7 +130,7 @@ def run(
             )
         if rows:
             return read_results(path)
-    with threads(settings.threads):
+    with profiling.threads(settings.threads):
         document = _measure(settings, command, picture, report)
     write_json(path, document)
     return document
@@ -161,13 +161,12 @@ def _measure(
     seconds: dict[str, list[float]] = {plan: [] for plan in plans}
     samples: dict[str, Any] = {}
     for turn in range(settings.repeats + 1):
-        # Another plan begins each turn, so that none is always first.
-        for plan in plans[turn % len(plans) :] + plans[: turn % len(plans)]:
+        for plan in profiling.in_turn(plans, turn):
             with attached(plan):
-                start = clock(model.device)
+                start = profiling.clock(model.device)
                 samples[plan] = model.generate(labels, guidance=settings.guidance, seed=settings.seed)
                 if turn:  # the first one warms up
-                    seconds[plan].append(clock(model.device) - start)
+                    seconds[plan].append(profiling.clock(model.device) - start)
         report(f"turn {turn} of {settings.repeats}")
     held_out = _held_out(model, settings) if settings.held_out and settings.model != LARGE else None
     full = samples[FULL_MODEL]
@@ -175,7 +174,7 @@ def _measure(
     rows = []
     for plan in plans:
         row = _sizes(plan, settings, samples[plan], full, config)
-        row["seconds"] = spread(seconds[plan])
+        row["seconds"] = profiling.spread(seconds[plan])
         if settings.model != LARGE:
             row |= _distance(samples[plan], full, config)
         if held_out is not None:
@@ -191,8 +190,8 @@ def _measure(
     return {
         "kind": KIND,
         "command": command,
-        "hardware": hardware(model.device),
-        "versions": versions(),
+        "hardware": profiling.hardware(model.device),
+        "versions": profiling.versions(),
         "settings": asdict(settings),
         "note": "Budgets are shares of the tokens that a full cache holds before the last map. Bytes are those of all "
         "tensors that the cache holds, positions of ragged heads included, for the images of one turn with their "
@@ -260,6 +259,11 @@ def grid(settings: NextScaleSettings, samples: dict[str, Any], path: Path, colum
             page.paste(image.resize((side, side), Image.Resampling.NEAREST), (margin + column * (side + gap), top))
     path.parent.mkdir(parents=True, exist_ok=True)
     page.save(path, optimize=True)
+
+
+def unsteady(document: dict[str, Any]) -> str:
+    """Return `profiling.unsteady` of the times."""
+    return profiling.unsteady((row["plan"], row["seconds"]["all"]) for row in document["rows"])
 
 
 def table(document: dict[str, Any], brief: bool = False) -> tuple[list[str], list[list[str]]]:

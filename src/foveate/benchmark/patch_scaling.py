@@ -129,8 +129,8 @@ def compare(
     """
     described = json.loads(json.dumps(asdict(settings)))
     described.pop("patch_sizes")
-    (rows,) = earlier(path, described, ("rows",), KIND) if resume and path is not None else ([],)
     hardware = profiling.hardware(torch.device(settings.device)) | {"threads": settings.threads}
+    (rows,) = earlier(path, described, ("rows",), KIND, hardware) if resume and path is not None else ([],)
     document = profiling.head(KIND, command, hardware, described, NOTE) | {"rows": rows}
     measured = {row["patch_size"] for row in rows}
     with profiling.threads(settings.threads):
@@ -155,7 +155,7 @@ def _measure(settings: PatchScalingSettings, patch_size: int) -> list[dict[str, 
     peaks = {name: profiling.peak_memory(partial(encoder, pixels), device) for name, encoder in encoders.items()}
     times: dict[str, list[float]] = {name: [] for name in encoders}
     for turn in range(settings.repeats):
-        for name in list(encoders)[:: -1 if turn % 2 else 1]:
+        for name in profiling.in_turn(encoders, turn):
             start = profiling.clock(device)
             encoders[name](pixels)
             times[name].append(profiling.clock(device) - start)
@@ -204,6 +204,13 @@ def _exponent(larger: dict[str, Any], smaller: dict[str, Any], key: str) -> floa
     if not larger[key] or not smaller[key]:
         return None
     return math.log(smaller[key] / larger[key]) / math.log(smaller["tokens"] / larger["tokens"])
+
+
+def unsteady(document: dict[str, Any]) -> str:
+    """Return `profiling.unsteady` of the times."""
+    return profiling.unsteady(
+        (f"{row['encoder']} at {row['patch_size']} px", row["spread"]["all"]) for row in document["rows"]
+    )
 
 
 def table(document: dict[str, Any]) -> tuple[list[str], list[list[str]]]:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import platform
+import random
 import re
 import statistics
 import sys
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+
+Item = TypeVar("Item")
+#: Standard error of a median as a share of it, above which times are unsteady.
+_STEADY = 0.05
 
 
 @contextmanager
@@ -66,6 +72,17 @@ def _resident(field: str) -> int:
     return int(match[1]) * 1024
 
 
+def in_turn(items: Iterable[Item], turn: int) -> list[Item]:
+    """Return what is compared in the order of a turn: mixed, and in the odd turn that follows the other way round.
+
+    In two turns every item has the same mean place, so that a machine that slows down slows all alike. What disturbs it
+    for a while meets others each time, and not a method in every turn and its control in none.
+    """
+    mixed = list(items)
+    random.Random(turn // 2).shuffle(mixed)
+    return mixed[::-1] if turn % 2 else mixed
+
+
 def spread(seconds: Sequence[float]) -> dict[str, Any]:
     """Return median, extremes and all values of repeated times."""
     return {
@@ -74,6 +91,31 @@ def spread(seconds: Sequence[float]) -> dict[str, Any]:
         "max": max(seconds),
         "all": [round(value, 6) for value in seconds],
     }
+
+
+def unsteady(times: Iterable[tuple[str, Sequence[float]]]) -> str:
+    """Return a sentence about times whose median is not reliable to 5 %; "" where there are none.
+
+    Args:
+        times: What was measured, and the seconds of its turns.
+    """
+    known = [(_median_error(seconds), name, seconds) for name, seconds in times if len(seconds) > 1]
+    wide = [line for line in known if line[0] > _STEADY]
+    if not wide:
+        return ""
+    _, name, seconds = max(wide, key=lambda line: line[0])
+    return (
+        f"Unsteady: {len(wide)} of {len(known)} times, most that of {name} ({min(seconds):.3g} to {max(seconds):.3g} "
+        "s). Ratios of these are not reliable to 5 %: measure again on a machine without other work, or with more "
+        "turns (--repeats)."
+    )
+
+
+def _median_error(seconds: Sequence[float]) -> float:
+    """Standard error of the median as a share of it, from the distance of the quartiles, which outliers do not move."""
+    low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive")
+    deviation = (high - low) / 1.349  # of normally distributed times
+    return math.sqrt(math.pi / 2 / len(seconds)) * deviation / middle
 
 
 def hardware(device: torch.device) -> dict[str, Any]:

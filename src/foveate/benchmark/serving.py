@@ -1,8 +1,8 @@
 """Serving benchmark: requests per second, time to first token and between tokens, by number of clients.
 
 Any server that speaks OpenAI's API is asked over HTTP, with the official client. For every number of clients the
-full model and every plan are measured one right after the other, in several turns, each turn beginning with
-another one; ratios are those of a turn, so that what else a machine does at the time weighs on both sides alike.
+full model and every plan are measured one right after the other, in several turns, each in another
+order; ratios are those of a turn, so that what else a machine does at the time weighs on both sides alike.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from foveate.benchmark.profiling import hardware
+from foveate.benchmark import profiling
 from foveate.benchmark.results import write_json
 from foveate.clips import FRAMES_PER_SECOND
 from foveate.clips.writing import write_clip
@@ -150,14 +151,14 @@ async def _run(
         for one in asked:  # a first question to each, whose time does not count
             url = one.url
             await _ask(one, settings, _shown(settings, 0))
+        seeds = itertools.count(1)  # no image is asked about twice: a server may keep what it made of one
         for clients in settings.clients:
+            measured |= {(clients, one.name): [] for one in asked}
             for turn in range(settings.turns):
-                shift = turn % len(asked)
-                for one in asked[shift:] + asked[:shift]:
+                for one in profiling.in_turn(asked, turn):
                     url = one.url
-                    seed = 1 + len(measured) + 1000 * turn + 1_000_000 * clients
-                    result = await _turn(one, settings, clients, seed)
-                    measured.setdefault((clients, one.name), []).append(result)
+                    result = await _turn(one, settings, clients, next(seeds))
+                    measured[clients, one.name].append(result)
                     report(
                         f"{clients} clients, turn {turn + 1}, {one.name}: "
                         f"{result['requests_per_second']:.3f} requests/s"
@@ -173,7 +174,7 @@ async def _run(
         "kind": KIND,
         "command": command,
         "note": note,
-        "hardware": hardware(torch.device("cpu")),  # of the machine that asks
+        "hardware": profiling.hardware(torch.device("cpu")),  # of the machine that asks
         "settings": {**described, "model": model},
         "rows": rows(measured, settings),
     }

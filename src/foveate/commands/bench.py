@@ -91,6 +91,8 @@ def encoders(
     results = benchmark.compare(settings, output, resume=resume, command=command_line(), report=notes.print)
     if plot is not None:
         benchmark.plot(results, plot)
+    if said := benchmark.unsteady(results):
+        notes.print(said, markup=False)
     if as_json:
         print_json(results)
         return
@@ -226,6 +228,8 @@ def speed(
     results = benchmark.run(settings, output, resume=resume, command=command, report=notes.print)
     if plot is not None:
         benchmark.plot(results, plot)
+    if said := benchmark.unsteady(results):
+        notes.print(said, markup=False)
     if as_json:
         print_json(results)
         return

@@ -70,6 +70,8 @@ def patch_scaling(
     document = benchmark.compare(settings, output, resume=resume, command=command_line(), report=notes.print)
     if plot is not None:
         benchmark.plot(document, plot)
+    if said := benchmark.unsteady(document):
+        notes.print(said, markup=False)
     if as_json:
         print_json(document)
         return

@@ -80,6 +80,8 @@ def next_scale(
     )
     command = command_line()
     document = benchmark.run(settings, output, resume=resume, command=command, picture=picture, report=notes.print)
+    if said := benchmark.unsteady(document):
+        notes.print(said, markup=False)
     if as_json:
         print_json(document)
         return

@@ -6,10 +6,10 @@ plans of a model run in turns within one process, each turn in another order, so
 falls on all of them alike.
 """
 
-from foveate.benchmark.speed.formatting import NOTE, plot, table
+from foveate.benchmark.speed.formatting import NOTE, plot, table, unsteady
 from foveate.benchmark.speed.run import run
 from foveate.benchmark.speed.settings import SpeedSettings
 from foveate.benchmark.speed.shapes import SHAPES, TEXTS, Shape
 from foveate.core.full_model import FULL_MODEL
 
-__all__ = ["FULL_MODEL", "NOTE", "SHAPES", "TEXTS", "Shape", "SpeedSettings", "plot", "run", "table"]
+__all__ = ["FULL_MODEL", "NOTE", "SHAPES", "TEXTS", "Shape", "SpeedSettings", "plot", "run", "table", "unsteady"]

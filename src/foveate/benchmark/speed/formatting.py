@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from foveate.benchmark import profiling
 from foveate.benchmark.budgets import CONTROLS, FULL_MODEL
 from foveate.benchmark.results import INERT, inert
 from foveate.core.errors import FoveateError
@@ -57,6 +58,7 @@ def rows_of(document: dict[str, Any]) -> list[dict[str, Any]]:
                 "plan": row["method"] if row["method"] == FULL_MODEL else f"{row['method']}:{row['budget']}",
                 "batch": 1,
                 "seconds": seconds | {"ttft": seconds.pop("total"), "preprocess": None, "decode_per_token": None},
+                "spread": {"ttft": row["spread"]},
                 "peak_bytes": None,
                 "kv_bytes": None,
                 "flops": {"counted": None, "formula": None},
@@ -125,6 +127,13 @@ def _milliseconds(seconds: float | None, digits: int = 0) -> str:
 
 def _divided(value: float | None, unit: float, digits: int = 0) -> str:
     return "" if value is None else f"{value / unit:,.{digits}f}"
+
+
+def unsteady(document: dict[str, Any]) -> str:
+    """Return `profiling.unsteady` of the times to the first token."""
+    return profiling.unsteady(
+        (f"{row['plan']} of {row['model']}", row["spread"]["ttft"]["all"]) for row in rows_of(document)
+    )
 
 
 def plot(document: dict[str, Any], path: Path) -> None:

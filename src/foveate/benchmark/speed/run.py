@@ -50,11 +50,12 @@ def run(
     """
     device = torch.device(settings.device)
     described = {name: value for name, value in asdict(settings).items() if name not in _FREE}
+    hardware = profiling.hardware(device) | {"threads": settings.threads}
     rows, impossible = [], []
     if resume and path is not None:
-        rows, impossible = earlier(path, described, ("rows", "impossible"), "speed")
+        rows, impossible = earlier(path, described, ("rows", "impossible"), "speed", hardware)
     document: dict[str, Any] = {
-        **profiling.head("speed", command, profiling.hardware(device) | {"threads": settings.threads}, described, NOTE),
+        **profiling.head("speed", command, hardware, described, NOTE),
         "rows": rows,
         "impossible": impossible,
     }
@@ -162,8 +163,7 @@ class _Group:
     def _times(self, plans: list[str], report: Callable[[str], object]) -> dict[str, list[dict[str, float]]]:
         times: dict[str, list[dict[str, float]]] = {text: [] for text in plans}
         for turn in range(self.settings.repeats):
-            first = turn % len(plans)
-            for text in plans[first:] + plans[:first]:
+            for text in profiling.in_turn(plans, turn):
                 times[text].append(self.measuring.turn(_plan(text)))
             report(f"  turn {turn + 1} of {self.settings.repeats}")
         return times

@@ -100,11 +100,8 @@ def first_token_seconds(prompts: Mapping[Key, Prompted], turns: int) -> dict[Key
         `profiling.spread` of the seconds, by key.
     """
     times: dict[Key, list[float]] = {key: [] for key in prompts}
-    keys = list(prompts)
     for turn in range(turns + 1):
-        first = turn % len(keys)
-        for key in keys[first:] + keys[:first]:
-            prompted = prompts[key]
+        for key, prompted in profiling.in_turn(prompts.items(), turn):
             with prompted.attached():
                 start = profiling.clock(prompted.model.device)
                 prompted.first_token()
