@@ -56,6 +56,7 @@ ALLOWED: dict[str, tuple[tuple[str, ...], str]] = {
     ".ci/words.py": (tuple(WORDS), "the list itself"),
     "tests/test_repository.py": (tuple(WORDS), "tests of the list"),
     "docs/generator/small_networks.py": ((r"train-(?:pruner|draft)",), "translates the commands of old results"),
+    "src/foveate/benchmark/results.py": ((r"[Uu]ntouched", r"[Ll]oyalty"), "translates the notes of old results"),
     "tests/test_docs.py": ((r"train-(?:pruner|draft)",), "translates the commands of old results"),
     "src/foveate/core/plan.py": (
         (r"before-lm", r"in-encoder", r"(?:dart|todre|random|pool|vflowopt)-at"),

@@ -28,8 +28,8 @@ def runs(root: Path) -> str:
         for model, rows in by_model.items():
             full = [row for row in rows if row["method"] == FULL_MODEL]
             seconds = median(row["seconds"]["ttft"] for row in full)
-            first = f"{full[0]['tokens_in']:,} tokens, first token of the full model after {seconds:.1f} s"
-            parts += [f"**{model.rpartition(', ')[2]}**, {first}:", table(*_by_budget(rows))]
+            what = f"{full[0]['tokens_in']:,} tokens, {full[0]['dtype']}, first token of the full model after"
+            parts += [f"**{model.rpartition(', ')[2]}**, {what} {seconds:.1f} s:", table(*_by_budget(rows))]
         hardware, settings = run["hardware"], run["settings"]
         parts.append(
             f"{hardware['cpu']}, threads: {hardware['threads']}, language model {settings['text']}, "

@@ -17,7 +17,7 @@ from transformers import CLIPImageProcessor, Qwen2_5_VLForConditionalGeneration
 from foveate import FoveateError, cli
 from foveate.benchmark.nbytes import weight_bytes
 from foveate.benchmark.results import read_results
-from foveate.benchmark.speed import FULL_MODEL, SHAPES, TEXTS, Shape, SpeedSettings, plot, run, shapes, table
+from foveate.benchmark.speed import FULL_MODEL, SHAPES, TEXTS, Shape, SpeedSettings, models, plot, run, shapes, table
 from foveate.benchmark.speed.measurement import PlanMeasurement
 from foveate.benchmark.speed.models import subject
 from foveate.benchmark.speed.settings import groups_of
@@ -103,6 +103,19 @@ def test_a_run_compares_every_plan_with_both_controls(small: SpeedSettings, tmp_
     path.write_text(json.dumps(json.loads((RESULTS / "selection-cpu.json").read_text())))
     with pytest.raises(FoveateError, match="not a result of `foveate bench speed`"):
         run(settings, path, resume=True)
+
+
+def test_random_weights_are_in_bfloat16_where_the_processor_has_it(
+    small: SpeedSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(small, dtype="auto", repeats=1, batches=(1,))
+    made = {}
+    for native in (False, True):
+        monkeypatch.setattr(models, "bfloat16_pays", lambda device, native=native: native)
+        made[native] = {row["dtype"] for row in run(settings, tmp_path / f"{native}.json")["rows"]}
+    assert made == {False: {"float32"}, True: {"bfloat16"}}
+    with pytest.raises(FoveateError, match=r"has small in float32, and here it is in bfloat16; set --dtype"):
+        run(replace(settings, methods=("dart",)), tmp_path / "False.json", resume=True)
 
 
 @pytest.fixture

@@ -74,6 +74,7 @@ def encoders(
 
     from foveate.benchmark import encoders as benchmark
     from foveate.benchmark.competitors import Geometry
+    from foveate.training.precision import bfloat16_pays
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     settings = benchmark.EncoderSettings(
@@ -81,7 +82,7 @@ def encoders(
         encoders=tuple(name.strip() for name in only.split(",")) if only else tuple(benchmark.COMPETITORS),
         repeats=(2 if quick else 5) if repeats is None else repeats,
         device=device,
-        dtype=dtype or ("bfloat16" if device == "cuda" else "float32"),
+        dtype=dtype or ("bfloat16" if device == "cuda" and bfloat16_pays(device) else "float32"),
         attention=attention,
         text_tokens=text_tokens,
         threads=torch.get_num_threads() if threads is None else threads,
@@ -173,7 +174,10 @@ def speed(
     device: Device = None,
     dtype: Annotated[
         str,
-        typer.Option(help="Data type: auto, float32, bfloat16 or float16; auto is bfloat16 for random weights."),
+        typer.Option(
+            help="Data type: auto, float32, bfloat16 or float16; auto is bfloat16 for random weights, "
+            "and float32 on a processor without bfloat16."
+        ),
     ] = "auto",
     attention: BenchAttention = "sdpa",
     text_tokens: Annotated[

@@ -53,6 +53,7 @@ def patch_scaling(
     import torch
 
     from foveate.benchmark import patch_scaling as benchmark
+    from foveate.training.precision import bfloat16_pays
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     settings = benchmark.PatchScalingSettings(
@@ -62,7 +63,7 @@ def patch_scaling(
         num_hidden_layers=layers,
         repeats=repeats,
         device=device,
-        dtype=dtype or ("bfloat16" if device == "cuda" else "float32"),
+        dtype=dtype or ("bfloat16" if device == "cuda" and bfloat16_pays(device) else "float32"),
         scan=scan,
         threads=torch.get_num_threads() if threads is None else threads,
     )

@@ -17,6 +17,7 @@ from foveate.benchmark.speed.shapes import SHAPES, TEXTS, Shape
 from foveate.core.errors import FoveateError
 from foveate.core.method import Site
 from foveate.core.plan import Plan
+from foveate.training.precision import bfloat16_pays
 
 
 @dataclass
@@ -94,7 +95,8 @@ def attend(model: Any, attention: str) -> None:
 
 def _shape(shape: Shape, settings: SpeedSettings, frames: int | None) -> MeasuredModel:
     device = torch.device(settings.device)
-    dtype = DTYPES["bfloat16" if settings.dtype == "auto" else settings.dtype]
+    automatic = "bfloat16" if bfloat16_pays(device.type) else "float32"
+    dtype = DTYPES[automatic if settings.dtype == "auto" else settings.dtype]
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

@@ -63,6 +63,11 @@ def run(
         for name, frames in product(settings.models, settings.frames or (None,)):
             report(f"building {name}")
             loaded = subject(name, settings, frames)
+            if before := {row["dtype"] for row in rows if row["model"] == loaded.name} - {loaded.dtype}:
+                raise FoveateError(
+                    f"{path} has {loaded.name} in {before.pop()}, and here it is in {loaded.dtype}; set --dtype, or "
+                    "choose another file."
+                )
             for batch in settings.batches:
                 measuring = PlanMeasurement(loaded, batch, settings.new_tokens, settings.attention)
                 for budget, plans in groups_of(settings, loaded.budgets).items():

@@ -34,8 +34,8 @@ class SpeedSettings:
         new_tokens: Tokens that are generated in a turn; decoding is timed from the second one on.
         text_tokens: Tokens of text after the image of a shape.
         device: "cpu" or "cuda".
-        dtype: "auto", "float32", "bfloat16" or "float16"; "auto" is bfloat16 for shapes, and what `foveate.load`
-            makes of other models.
+        dtype: "auto", "float32", "bfloat16" or "float16"; "auto" is bfloat16 for shapes where the device has it,
+            otherwise float32, and what `foveate.load` makes of other models.
         attention: `attn_implementation` of all models.
         threads: Threads of the CPU.
         text: Text part of the shapes.
