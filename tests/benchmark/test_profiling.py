@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import statistics
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from foveate.benchmark import profiling
+from foveate.benchmark.results import read_results
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+#: Results whose ratios of times are in tables and plots.
+FILES = [path for kind in ("speed", "patch-scaling", "next-scale") for path in sorted(RESULTS.glob(f"{kind}-*.json"))]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 17])
@@ -28,3 +37,18 @@ def test_times_that_differ_between_turns_are_named() -> None:
     assert profiling.unsteady([("divprune", noise)]) and profiling.unsteady([("divprune", noise * 4)]) == ""
     outlier = [1.0, 1.01, 1.02, 1.03, 9.0]  # which a median of five does not feel
     assert profiling.unsteady([("divprune", outlier)]) == ""
+
+
+def _turns(row: dict[str, Any]) -> list[float]:
+    times = row.get("spread", row["seconds"])
+    return times.get("ttft", times)["all"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_committed_times_are_steady(path: Path) -> None:
+    """They are not where other work ran at the time; what is compared was measured together."""
+    groups: dict[str, list[float]] = {}
+    for row in read_results(path)["rows"]:
+        groups.setdefault(f"{row.get('model')} {row.get('group')}", []).append(profiling.median_error(_turns(row)))
+    unsteady = {group: errors for group, errors in groups.items() if statistics.median(errors) > 0.05}
+    assert not unsteady

@@ -99,7 +99,7 @@ def unsteady(times: Iterable[tuple[str, Sequence[float]]]) -> str:
     Args:
         times: What was measured, and the seconds of its turns.
     """
-    known = [(_median_error(seconds), name, seconds) for name, seconds in times if len(seconds) > 1]
+    known = [(median_error(seconds), name, seconds) for name, seconds in times if len(seconds) > 1]
     wide = [line for line in known if line[0] > _STEADY]
     if not wide:
         return ""
@@ -111,8 +111,8 @@ def unsteady(times: Iterable[tuple[str, Sequence[float]]]) -> str:
     )
 
 
-def _median_error(seconds: Sequence[float]) -> float:
-    """Standard error of the median as a share of it, from the distance of the quartiles, which outliers do not move."""
+def median_error(seconds: Sequence[float]) -> float:
+    """Return the standard error of the median as a share of it, from the quartiles, which outliers do not move."""
     low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive")
     deviation = (high - low) / 1.349  # of normally distributed times
     return math.sqrt(math.pi / 2 / len(seconds)) * deviation / middle
