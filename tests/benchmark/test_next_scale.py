@@ -93,6 +93,15 @@ def test_a_picture_with_a_row_for_every_plan(measured) -> None:
         assert image.size == (170 + 4 * 36, 4 + 5 * 36)
 
 
+def test_rows_of_a_picture_are_in_the_order_of_the_plans(folder, tmp_path, monkeypatch) -> None:
+    drawn: list[list[str]] = []
+    monkeypatch.setattr(benchmark, "grid", lambda settings, samples, path: drawn.append(list(samples)))
+    settings = benchmark.NextScaleSettings(str(folder), PLANS, samples=1, held_out=0, repeats=1)
+    document = benchmark.run(settings, tmp_path / "result.json", picture=tmp_path / "grid.png")
+    assert drawn == [[row["plan"] for row in document["rows"]]]
+    assert drawn[0][1:] == [plan for plan in PLANS if plan in drawn[0]]
+
+
 def test_resuming_measures_nothing_again(measured, folder) -> None:
     document, root = measured
     path = root / "benchmarks/results/next-scale-tiny.json"

@@ -159,7 +159,7 @@ def _measure(
             yield
 
     seconds: dict[str, list[float]] = {plan: [] for plan in plans}
-    samples: dict[str, Any] = {}
+    samples: dict[str, Any] = dict.fromkeys(plans)  # in the order of the picture, not of the first turn
     for turn in range(settings.repeats + 1):
         for plan in profiling.in_turn(plans, turn):
             with attached(plan):
