@@ -118,9 +118,10 @@ def earlier(
     if settings != described:
         different = sorted(key for key in {*described, *settings} if settings.get(key) != described.get(key))
         raise FoveateError(f"{path} was measured with other settings ({', '.join(different)}); choose another file.")
-    before = document.get("hardware", {})
+    if hardware is None or not (before := document.get("hardware")):  # not in old files
+        return lists
     for part in ("cpu", "gpu"):
-        there, here = before.get(part, "none"), (hardware or before).get(part, "none")
+        there, here = before.get(part, "none"), hardware.get(part, "none")
         if there != here:
             raise FoveateError(
                 f"{path} was measured on another {part.upper()} ({there}, here {here}); choose another file."
