@@ -8,6 +8,7 @@ from typing import Any
 
 from foveate.benchmark.budgets import CONTROLS
 from foveate.benchmark.results import read_results
+from foveate.benchmark.speed.formatting import unsteady
 from foveate.core.full_model import FULL_MODEL
 
 
@@ -31,6 +32,7 @@ def runs(root: Path) -> str:
             what = f"{full[0]['tokens_in']:,} tokens, {full[0]['dtype']}, first token of the full model after"
             parts += [f"**{model.rpartition(', ')[2]}**, {what} {seconds:.1f} s:", table(*_by_budget(rows))]
         hardware, settings = run["hardware"], run["settings"]
+        parts += filter(None, [unsteady(run)])
         parts.append(
             f"{hardware['cpu']}, threads: {hardware['threads']}, language model {settings['text']}, "
             f"{settings['repeats']} turns; from `{path.relative_to(root)}`, created by `{run['command']}`."
